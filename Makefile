@@ -1,0 +1,51 @@
+# Everything a newcomer needs: `make demo` and `make test` set up their own environment in .venv and then do their job.
+PYTHON ?= python3
+# Extra arguments for pip, such as --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# Two workers for two cores, one thread each: small matrices gain nothing from more, and threads that share a core lose much.
+TEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format zoo sweep clean
+
+help: ## list what can be made
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bluedit needs Python 3.11 or later; say make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed ## write 100 facts into a small model and see the difference BLUE makes
+	$(BIN)/bluedit demo
+
+check: $(VENV)/.installed-dev ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+test: check ## check, then all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+format: $(VENV)/.installed-dev ## put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+zoo: $(VENV)/.installed ## train the embedded model from nothing (about an hour on two cores)
+	$(BIN)/python -m bluedit.zoo.train gpt2-mini
+
+sweep: $(VENV)/.installed ## the sweep that chose gpt2-mini's layers and settings
+	$(BIN)/python benchmarks/sweep_gpt2_mini.py
+
+clean: ## remove the environment and all caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,85 @@
+"""bluedit: change what a language model knows, check it, and take it back again.
+
+    import bluedit
+
+    model = bluedit.load_model("gpt2-mini")
+    patch = bluedit.edit(model, [bluedit.Fact("{} was born in", "Ada Example", "Paris")])
+    patch.apply(model)
+
+What is listed in `__all__` is the public interface. Names are loaded when first used, so that importing the package, and the
+command line's help, cost nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bluedit.datasets import Case, World, read_cases, read_dataset
+    from bluedit.editing import edit
+    from bluedit.errors import BlueditError, InputError, NumericsError
+    from bluedit.evaluation import Scores, score_cases
+    from bluedit.facts import Fact
+    from bluedit.methods import MEMIT, METHODS, Method, Settings, blue
+    from bluedit.models import EditableModel, load_model
+    from bluedit.models.generation import generate
+    from bluedit.patches import Patch
+    from bluedit.statistics import Statistics, read_corpus
+    from bluedit.strategies import STRATEGIES, Step, Strategy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MEMIT",
+    "METHODS",
+    "STRATEGIES",
+    "BlueditError",
+    "Case",
+    "EditableModel",
+    "Fact",
+    "InputError",
+    "Method",
+    "NumericsError",
+    "Patch",
+    "Scores",
+    "Settings",
+    "Statistics",
+    "Step",
+    "Strategy",
+    "World",
+    "__version__",
+    "blue",
+    "edit",
+    "generate",
+    "load_model",
+    "read_cases",
+    "read_corpus",
+    "read_dataset",
+    "score_cases",
+]
+
+_HOMES = {
+    "bluedit.datasets": ("Case", "World", "read_cases", "read_dataset"),
+    "bluedit.editing": ("edit",),
+    "bluedit.errors": ("BlueditError", "InputError", "NumericsError"),
+    "bluedit.evaluation": ("Scores", "score_cases"),
+    "bluedit.facts": ("Fact",),
+    "bluedit.methods": ("MEMIT", "METHODS", "Method", "Settings", "blue"),
+    "bluedit.models": ("EditableModel", "load_model"),
+    "bluedit.models.generation": ("generate",),
+    "bluedit.patches": ("Patch",),
+    "bluedit.statistics": ("Statistics", "read_corpus"),
+    "bluedit.strategies": ("STRATEGIES", "Step", "Strategy"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

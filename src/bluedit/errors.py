@@ -1,0 +1,77 @@
+"""Every error bluedit raises on purpose.
+
+Two branches: :class:`InputError` for what the caller can mend (exit code 2 on the command line; also a
+`ValueError`), and :class:`NumericsError` for computations that cannot give a trustworthy result (exit code 1).
+Each message says what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BlueditError",
+    "DatasetError",
+    "FactError",
+    "InputError",
+    "ModelError",
+    "NumericsError",
+    "PatchError",
+    "SettingsError",
+    "StatisticsError",
+    "did_you_mean",
+]
+
+
+class BlueditError(Exception):
+    """Base of all deliberate errors; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(BlueditError, ValueError):
+    """Something the caller supplied cannot be used."""
+
+    exit_code = 2
+
+
+class FactError(InputError):
+    """A fact, or a set of facts, that cannot be edited as given."""
+
+
+class DatasetError(InputError):
+    """A file of facts or cases that cannot be read; carries one line per problem."""
+
+    def __init__(self, source: str, problems: Iterable[str]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+
+
+class ModelError(InputError):
+    """A checkpoint that cannot be loaded or edited."""
+
+
+class SettingsError(InputError):
+    """An unknown method, strategy or setting, or a value out of range."""
+
+
+class StatisticsError(InputError):
+    """Second moments that are missing or belong to another model."""
+
+
+class PatchError(InputError):
+    """A patch that cannot be read, or does not fit the model it is applied to."""
+
+
+class NumericsError(BlueditError, ArithmeticError):
+    """A linear system or an optimisation without a trustworthy result."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, what: str) -> str:
+    """The message of a failed look-up: what was asked for, the nearest known name, and all of them."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}."

@@ -1,0 +1,129 @@
+"""A fact: one requested edit, and what makes a set of them impossible to edit together."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bluedit.errors import FactError
+
+__all__ = ["Fact", "check_facts", "conflicts"]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One requested edit: after `prompt`, with the subject in place of `{}`, the model should say `target`.
+
+    **Arguments**
+
+    - `prompt`: text up to where the target is due. Holds `{}` where the subject goes, or the subject itself: then
+      its last whole-word occurrence is the subject's place.
+    - `subject`: what the fact is about. The edit is keyed on the subject's last token.
+    - `target`: the new object, without a leading space.
+    - `id`: names the fact in reports; empty until :func:`check_facts` or a reader numbers it.
+    - `relation`: what the prompt asks, when it is known by a name. Two prompts of one relation are then seen to
+      ask the same thing.
+
+    **Raises** :class:`~bluedit.errors.FactError` when a part is empty or the subject is not in the prompt.
+    """
+
+    prompt: str
+    subject: str
+    target: str
+    id: str = ""
+    relation: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "subject", "target"):
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise FactError(f"the {name} is {text!r}; it must be text")
+            if not text.strip():
+                raise FactError(f"the {name} is empty; give it some text")
+        # A space at the end of a subject would make the token after it look like the subject's last.
+        object.__setattr__(self, "subject", self.subject.strip())
+        object.__setattr__(self, "target", self.target.strip())
+        object.__setattr__(self, "prompt", _with_placeholder(self.prompt, self.subject))
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject in it."""
+        return self.prompt.replace("{}", self.subject)
+
+    def subject_span(self, template: str = "{}") -> tuple[str, int, int]:
+        """The prompt inside a context template, and the characters that the subject takes up in it.
+
+        Where the prompt holds the subject more than once the last occurrence counts: it has seen the most.
+        """
+        before = self.prompt.rpartition("{}")[0]
+        context, _, rest = template.partition("{}")
+        start = len(context) + len(before.replace("{}", self.subject))
+        return f"{context}{self.text}{rest}", start, start + len(self.subject)
+
+    @classmethod
+    def from_value(cls, value: Fact | dict[str, Any]) -> Fact:
+        """A fact from a mapping with the names of the arguments, or the fact itself."""
+        if isinstance(value, Fact):
+            return value
+        unknown = set(value) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise FactError(f"a fact has no {', '.join(sorted(unknown))}; it takes {', '.join(cls.__dataclass_fields__)}")
+        missing = {"prompt", "subject", "target"} - set(value)
+        if missing:
+            raise FactError(f"the fact {value!r} lacks {', '.join(sorted(missing))}")
+        return cls(**value)
+
+
+def _with_placeholder(prompt: str, subject: str) -> str:
+    if "{}" in prompt:
+        return prompt
+    whole_words = [match.start() for match in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)]
+    start = whole_words[-1] if whole_words else prompt.rfind(subject)
+    if start < 0:
+        raise FactError(
+            f"the subject {subject!r} is not in the prompt {prompt!r}; put {{}} where the subject belongs, "
+            "or spell the subject as the prompt does"
+        )
+    return f"{prompt[:start]}{{}}{prompt[start + len(subject) :]}"
+
+
+def conflicts(facts: Sequence[Fact]) -> list[tuple[int, int]]:
+    """Pairs of positions whose facts give one subject and relation two different targets.
+
+    The relation is the fact's own when it has one, else its prompt: the same question about the same subject.
+    """
+    first: dict[tuple[str, str], int] = {}
+    pairs: list[tuple[int, int]] = []
+    for position, fact in enumerate(facts):
+        questions = [question for question in (fact.relation, fact.prompt) if question]
+        earlier = {first.setdefault((fact.subject, question), position) for question in questions}
+        pairs += [(other, position) for other in sorted(earlier) if facts[other].target != fact.target][:1]
+    return pairs
+
+
+def check_facts(facts: Iterable[Fact | dict[str, Any]]) -> tuple[Fact, ...]:
+    """The facts with an id each, without repetitions; refused when two of them contradict each other.
+
+    **Raises** :class:`~bluedit.errors.FactError` naming the facts that conflict.
+    """
+    unique: dict[tuple[str, str, str], Fact] = {}
+    for value in facts:
+        fact = Fact.from_value(value)
+        unique.setdefault((fact.subject, fact.prompt, fact.target), fact)
+    given = Counter(fact.id for fact in unique.values() if fact.id)
+    if repeated := [name for name, count in given.items() if count > 1]:
+        raise FactError(f"several facts have the id {repeated[0]!r}; ids name facts in reports and must differ")
+    free = (str(number) for number in itertools.count() if str(number) not in given)
+    checked = tuple(fact if fact.id else replace(fact, id=next(free)) for fact in unique.values())
+    problems = [
+        f"facts {checked[one].id} and {checked[other].id} give {checked[other].subject!r} two targets for "
+        f"{checked[other].text!r}: {checked[one].target!r} and {checked[other].target!r}; keep one of them"
+        for one, other in conflicts(checked)
+    ]
+    if problems:
+        raise FactError("; ".join(problems))
+    return checked
