@@ -1,0 +1,20 @@
+"""Model access: structure, tokens, hooks, loading."""
+
+from bluedit.models.editable import EditableModel
+from bluedit.models.loading import load_model, resolve_model
+from bluedit.models.structure import MODULE_MAPS, ModuleMap, Structure, discover
+from bluedit.models.tokens import Batch, Row, TextEncoder, batches
+
+__all__ = [
+    "MODULE_MAPS",
+    "Batch",
+    "EditableModel",
+    "ModuleMap",
+    "Row",
+    "Structure",
+    "TextEncoder",
+    "batches",
+    "discover",
+    "load_model",
+    "resolve_model",
+]

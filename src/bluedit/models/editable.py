@@ -1,0 +1,232 @@
+"""A model that can be looked into and changed for a moment: scoped hooks, trial weights, fingerprints.
+
+Everything that touches the model does so in a context manager that puts the model back bit for bit, on exceptions
+too. :class:`EditableModel` itself holds no state but what it found in the model.
+
+Shapes: B rows, T tokens, D d_model, F d_ff, N facts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bluedit.models.structure import Structure, discover
+from bluedit.models.tokens import Batch, Row, TextEncoder, batches
+
+__all__ = ["EditableModel", "Site", "StopForward", "tensor_fingerprint"]
+
+Site = str
+"""A place in a layer: `key` (input of the MLP output projection, F), `mlp` (the MLP's output, D) or `layer` (the hidden
+state after the whole layer, D)."""
+
+_TOKEN_BUDGET = 8192
+
+
+def tensor_fingerprint(tensor: Tensor) -> str:
+    """A hash of a tensor's values as float32: half-precision values hash alike however they are held."""
+    return hashlib.sha256(tensor.detach().float().contiguous().cpu().numpy().data).hexdigest()[:32]
+
+
+class StopForward(Exception):  # noqa: N818 (a signal, not an error)
+    """Raised inside a forward pass once everything that was asked for has been seen."""
+
+
+class EditableModel:
+    """A Hugging Face causal language model, its tokenizer, and what :func:`~bluedit.models.structure.discover` found.
+
+    The model is neither copied nor changed. Wrapping is cheap; two wrappers of one model are interchangeable.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.structure: Structure = discover(model)
+        self.text = TextEncoder(tokenizer)
+
+    @classmethod
+    def wrap(cls, model: PreTrainedModel | EditableModel, tokenizer: PreTrainedTokenizerBase | None = None) -> EditableModel:
+        """The wrapper of a model; a wrapper is returned as it is."""
+        if isinstance(model, EditableModel):
+            return model
+        if tokenizer is None:
+            raise TypeError("a transformers model needs its tokenizer beside it: pass both")
+        return cls(model, tokenizer)
+
+    # -- places ----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the input embedding."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+    @property
+    def context_length(self) -> int:
+        """The longest row the model takes, in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 2048)
+
+    def layer(self, layer: int) -> nn.Module:
+        return self.model.get_submodule(self.structure.layer_path(layer))
+
+    def projection(self, layer: int) -> nn.Module:
+        """The MLP output projection of a layer."""
+        return self.layer(layer).get_submodule(self.structure.map.projection)
+
+    def weight(self, layer: int) -> nn.Parameter:
+        """The stored weight of :meth:`projection`; see :meth:`Structure.oriented` for W, d_model x d_ff."""
+        return self.model.get_parameter(self.structure.weight_name(layer))
+
+    def matrix(self, layer: int) -> Tensor:
+        """W of a layer, d_model x d_ff: a detached view of the stored weight."""
+        return self.structure.oriented(self.weight(layer).detach())
+
+    # -- looking in ------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, **kwargs: Any) -> Tensor:
+        """Logits of a batch, (B, T, V) unless :meth:`head_at` narrows them."""
+        return self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **kwargs).logits
+
+    @contextlib.contextmanager
+    def hooked(self, layer: int, site: Site, function: Callable[[Tensor], Tensor | None]) -> Generator[None]:
+        """Call `function` with the tensor at a site in every forward pass; what it returns, if anything, replaces it."""
+        if site == "key":
+
+            def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+                replaced = function(inputs[0])
+                return None if replaced is None else (replaced, *inputs[1:])
+
+            handle = self.projection(layer).register_forward_pre_hook(before)
+        else:
+
+            def after(_: nn.Module, __: Any, output: Any) -> Any:
+                hidden = output[0] if isinstance(output, tuple) else output
+                replaced = function(hidden)
+                if replaced is None:
+                    return None
+                return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
+
+            module = self.layer(layer) if site == "layer" else self.layer(layer).get_submodule(self.structure.map.mlp)
+            handle = module.register_forward_hook(after)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def head_at(self, rows: Tensor, positions: Tensor) -> Generator[None]:
+        """Inside, logits are computed only where asked: (1, n, V) for n pairs of row and position.
+
+        The head is the most expensive matrix of a small model. Gathering its *input* leaves whatever an architecture
+        does to its logits (scaling, soft caps) in force.
+        """
+
+        def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden = inputs[0]
+            return (hidden[rows.to(hidden.device), positions.to(hidden.device)][None], *inputs[1:])
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(before)  # type: ignore[union-attr]
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Generator[None]:
+        """Inside, the model is in evaluation mode and no parameter asks for a gradient; both are put back afterwards."""
+        training = self.model.training
+        asking = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for parameter in asking:
+                parameter.requires_grad_(True)
+            self.model.train(training)
+
+    @torch.no_grad()
+    def subject_states(self, rows: Sequence[Row], layer: int, site: Site, token_budget: int = _TOKEN_BUDGET) -> Tensor:
+        """What stands at the subject's last token, (rows, F) for keys, (rows, D) otherwise; float32.
+
+        The pass stops at `layer`: what lies above it is not computed.
+        """
+        results: list[Tensor | None] = [None] * len(rows)
+        for batch in batches(rows, self.device, token_budget):
+            seen: list[Tensor] = []
+
+            def keep(hidden: Tensor, seen: list[Tensor] = seen, batch: Batch = batch) -> None:
+                subjects = batch.subjects.to(hidden.device)
+                seen.append(hidden[torch.arange(len(subjects), device=hidden.device), subjects].float())
+                raise StopForward
+
+            with self.frozen(), self.hooked(layer, site, keep), contextlib.suppress(StopForward):
+                self.forward(batch)
+            for index, state in zip(batch.order, seen[0], strict=True):
+                results[index] = state
+        width = self.structure.d_ff if site == "key" else self.structure.d_model
+        return torch.stack(results) if results else torch.zeros(0, width)  # type: ignore[arg-type]
+
+    # -- changing for a moment -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def restoring(self, layers: Sequence[int]) -> Generator[None]:
+        """Inside, the weights of `layers` may be written; afterwards they hold their original bits, come what may."""
+        originals = {layer: self.weight(layer).detach().clone() for layer in set(layers)}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for layer, original in originals.items():
+                    self.weight(layer).copy_(original)
+
+    # -- identity --------------------------------------------------------------------------------------------
+
+    def fingerprint(self, through: int | None = None) -> str:
+        """A hash of the configuration and of the weights, to tell models apart.
+
+        **Arguments**
+
+        - `through`: leave out the weights of layers above this one, and the head: what a hidden state of that layer does
+          not depend on.
+
+        Values are hashed as float32, so a half-precision checkpoint has one fingerprint whether it was loaded in half
+        or in single precision. Cost: one pass over the weights read.
+        """
+        digest = hashlib.sha256(self._config_bytes())
+        head = getattr(self.model.get_output_embeddings(), "weight", None)
+        tied = head is getattr(self.model.get_input_embeddings(), "weight", None)
+        for name, parameter in self.model.named_parameters():
+            if through is None or (self._at_or_below(name, through) and (tied or parameter is not head)):
+                digest.update(f"{name}{tuple(parameter.shape)}".encode())
+                digest.update(parameter.detach().float().contiguous().cpu().numpy().data)
+        return digest.hexdigest()[:32]
+
+    def weight_fingerprint(self, layer: int) -> str:
+        """A hash of one layer's edited weight, as :meth:`fingerprint` hashes it."""
+        return tensor_fingerprint(self.weight(layer))
+
+    def configuration_fingerprint(self) -> str:
+        """A hash of the configuration alone."""
+        return hashlib.sha256(self._config_bytes()).hexdigest()[:32]
+
+    def _config_bytes(self) -> bytes:
+        return json.dumps(self._config(), sort_keys=True, default=str).encode()
+
+    def _config(self) -> dict[str, Any]:
+        """The part of the configuration that determines the function: not where it came from, nor its storage dtype."""
+        volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
+        return {key: value for key, value in self.model.config.to_dict().items() if key not in volatile}
+
+    def _at_or_below(self, name: str, through: int) -> bool:
+        prefix = f"{self.structure.map.layers}."
+        if name.startswith(prefix):
+            return int(name[len(prefix) :].split(".", 1)[0]) <= through
+        return not name.startswith(f"{self.structure.map.norm}.")

@@ -1,0 +1,67 @@
+"""Batched continuation of prompts, greedy or sampled, with the key-value cache of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bluedit.models.editable import EditableModel
+
+__all__ = ["generate"]
+
+
+@torch.no_grad()
+def generate(
+    model: EditableModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int | None = None,
+    max_length: int | None = None,
+    top_k: int | None = None,
+    seed: int = 0,
+    stop_at_end: bool = True,
+    batch_size: int = 64,
+) -> list[str]:
+    """Continue prompts; the texts come back with their prompts, without special tokens.
+
+    **Arguments**
+
+    - `max_new_tokens`, `max_length`: tokens to add, or tokens in all. One of the two.
+    - `top_k`: sample from the k most likely tokens; greedy when left out.
+    - `seed`: of the sampling. The caller's random state is left as it was.
+    - `stop_at_end`: end a text at the model's end token. Otherwise that token is never chosen.
+    """
+    if (max_new_tokens is None) == (max_length is None):
+        raise TypeError("give max_new_tokens or max_length, one of the two")
+    encoded = model.text.prompts(prompts)
+    results = [""] * len(encoded)
+    pad: Any = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else model.tokenizer.eos_token_id or 0
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]), reverse=True)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), model.frozen():
+        torch.manual_seed(seed)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            longest = max(len(encoded[index]) for index in chosen)
+            # Texts grow to the right, so padding goes to the left here, and only here.
+            ids = torch.full((len(chosen), longest), pad)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(chosen):
+                ids[row, longest - len(encoded[index]) :] = torch.tensor(encoded[index])
+                mask[row, longest - len(encoded[index]) :] = 1
+            count = max_new_tokens if max_new_tokens is not None else max(1, (max_length or 0) - longest)
+            output = model.model.generate(  # type: ignore[operator]
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=count,
+                min_new_tokens=None if stop_at_end else count,
+                do_sample=top_k is not None,
+                top_k=top_k,
+                pad_token_id=pad,
+            )
+            for row, index in enumerate(chosen):
+                prompt = longest - len(encoded[index])
+                results[index] = str(model.tokenizer.decode(output[row, prompt:], skip_special_tokens=True))
+    return results

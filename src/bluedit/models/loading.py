@@ -1,0 +1,110 @@
+"""Load a model by folder, hub name, or the name of an embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bluedit.errors import ModelError, SettingsError, did_you_mean
+from bluedit.models.editable import EditableModel
+from bluedit.zoo import EMBEDDED
+
+__all__ = ["DTYPES", "load_model", "resolve_model"]
+
+DTYPES: dict[str, torch.dtype | str] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""The weight types a model can be edited in, by name; `auto` is the checkpoint's own."""
+
+
+def resolve_model(name: str) -> str:
+    """The folder or hub name behind a model's name.
+
+    An existing folder wins over an embedded model, and that over a hub name.
+
+    **Raises** :class:`~bluedit.errors.ModelError` for a folder without a model in it, and for a path that is not there.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_folder(path)
+        return str(path)
+    if path.is_file():
+        raise ModelError(f"{name} is a file; --model takes the folder that holds config.json and the weights")
+    if name in EMBEDDED:
+        return str(EMBEDDED[name])
+    # A hub name is "owner/name" or a bare name; anything that looks like a path was meant as one.
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+        raise ModelError(f"the model folder {name!r} does not exist")
+    return name
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{path} is not a model folder: it has no config.json; give a folder written by save_pretrained, "
+            f"a hub name, or an embedded model ({', '.join(sorted(EMBEDDED))})"
+        )
+    try:
+        json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path / 'config.json'} cannot be read: {error}") from error
+    if not any(path.glob("*.safetensors")):
+        pickled = any(path.glob("*.bin"))
+        raise ModelError(
+            f"{path} holds no .safetensors weights"
+            + (
+                "; its .bin files are pickles, which bluedit does not open: convert them with save_pretrained"
+                if pickled
+                else ""
+            )
+        )
+
+
+def load_model(
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> EditableModel:
+    """Load a causal language model and its tokenizer, ready to edit.
+
+    **Arguments**
+
+    - `name`: a folder written by `save_pretrained`, a hub name, or an embedded model such as `gpt2-mini`.
+    - `device`: where the model goes; a GPU when there is one.
+    - `dtype`: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own. Left out: float32 on a CPU, `auto` on
+      a GPU.
+    - `trust_remote_code`: run code that comes with the checkpoint. Off unless you say so.
+    - `kwargs`: passed to `AutoModelForCausalLM.from_pretrained`.
+
+    **Raises** :class:`~bluedit.errors.ModelError` when there is no such model or it cannot be edited.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = resolve_model(str(name))
+    target = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"device {str(device)!r} asked for, but no GPU is at hand; use --device cpu")
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise SettingsError(did_you_mean(dtype, DTYPES, what="dtype"))
+    chosen = (DTYPES[dtype] if isinstance(dtype, str) else dtype) or (torch.float32 if target.type == "cpu" else "auto")
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=chosen, use_safetensors=True, **options, **kwargs)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the model {name!r} could not be loaded: {_first_line(error)}") from error
+    return EditableModel(model.to(target).eval(), tokenizer)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,149 @@
+"""Forward passes that rerun only what a change at one layer and one token can reach.
+
+*Concept.* When a hidden state is changed at layer l and at the subject's last token, nothing changes in the tokens before
+it (a decoder does not look right) nor in the layers up to l. Value optimisation evaluates such a change dozens of times.
+
+*Mechanism.* One plain pass stores, for every row, the keys and values of the tokens before the subject's last one, and
+the output of layer l from there on. Afterwards the model is run with those keys and values as its cache, on the
+remaining tokens alone, with the layers up to l replaced by the stored output. Only public parts of a transformers
+model are used (its cache, its attention mask, its position ids), so whatever an architecture does with positions stays its own.
+
+Shapes: B rows, P longest prefix, S longest suffix, D d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from bluedit.models.editable import EditableModel
+from bluedit.models.tokens import Batch, Row
+
+__all__ = ["SuffixBatch"]
+
+
+class SuffixBatch:
+    """Rows cut at their subject's last token, ready to be rerun from layer `layer` upwards.
+
+    **Attributes**
+
+    - `states_BSD`: output of the layer from the subject's last token on; its first column is that token.
+    """
+
+    def __init__(self, model: EditableModel, rows: Sequence[Row], layer: int) -> None:
+        self._model = model
+        self._layer = layer
+        self.rows = tuple(rows)
+        prefix = max(row.subject for row in rows)
+        suffix = max(len(row.ids) - row.subject for row in rows)
+        states_BTD, cached = self._plain_pass()
+        device = states_BTD.device
+        subjects_B = torch.tensor([row.subject for row in rows], device=device)
+        lengths_B = torch.tensor([len(row.ids) for row in rows], device=device)
+        # Prefixes are moved next to their suffixes, so that distances between tokens stay what they were.
+        prefix_BP = subjects_B[:, None] - prefix + torch.arange(prefix, device=device)
+        suffix_BS = subjects_B[:, None] + torch.arange(suffix, device=device)
+        self._mask = torch.cat([prefix_BP >= 0, suffix_BS < lengths_B[:, None]], 1).long()
+        last = int(lengths_B.max()) - 1
+        self._positions = suffix_BS.clamp_max(last)
+        self.states_BSD = _gather(states_BTD, self._positions)
+        self._cached = [
+            (layer, *(_gather(part.transpose(1, 2), prefix_BP.clamp_min(0)).transpose(1, 2) for part in pair))
+            for layer, *pair in cached
+        ]
+
+    @torch.no_grad()
+    def _plain_pass(self) -> tuple[Tensor, list[tuple[int, Tensor, Tensor]]]:
+        model, layer = self._model, self._layer
+        batch = Batch.of(self.rows, model.device)
+        seen: list[Tensor] = []
+        cache = DynamicCache()
+        nowhere = torch.zeros(0, dtype=torch.long, device=model.device)
+        # What a layer returns (a tensor, or a tuple that starts with it) differs between architectures.
+        forms: list[bool] = []
+        handle = model.layer(layer).register_forward_hook(lambda _, __, output: forms.append(isinstance(output, tuple)))
+        with handle, model.hooked(layer, "layer", seen.append), model.head_at(nowhere, nowhere):
+            model.model(input_ids=batch.ids, attention_mask=batch.mask, past_key_values=cache, use_cache=True)
+        self._as_tuple = forms[0]
+        above = range(layer + 1, model.structure.depth)
+        return seen[0], [(index, cache.layers[index].keys, cache.layers[index].values) for index in above]  # type: ignore[misc]
+
+    def select(self, keep: Tensor) -> None:
+        """Go on with these rows only, in this order."""
+        self.rows = tuple(self.rows[index] for index in keep.tolist())
+        self._mask, self._positions, self.states_BSD = self._mask[keep], self._positions[keep], self.states_BSD[keep]
+        self._cached = [
+            (layer, keys[keep.to(keys.device)], values[keep.to(values.device)]) for layer, keys, values in self._cached
+        ]
+
+    def logits(self, states_BSD: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """Logits (n, V) at n pairs of row and position within the suffix, with `states_BSD` as output of the layer."""
+        with self._cut(lambda: states_BSD), self._model.head_at(rows, positions):
+            output = self._model.model(
+                # What is embedded does not matter: the layers that would read it are cut out.
+                input_ids=torch.zeros_like(self._positions, device=self._model.device),
+                attention_mask=self._mask,
+                position_ids=self._positions,
+                past_key_values=self._cache(),
+                use_cache=True,
+            )
+        return output.logits[0]
+
+    def _cache(self) -> DynamicCache:
+        cache = DynamicCache()
+        rows, prefix = len(self.rows), self._mask.shape[1] - self._positions.shape[1]
+        if not prefix:
+            return cache
+        # The length of a cache is read off its first layer, which must be there though it is never attended to.
+        hollow = torch.zeros(1, 1, 1, 1, device=self._mask.device).expand(rows, 1, prefix, 1)
+        for layer in range(self._layer + 1):
+            cache.update(hollow, hollow, layer)
+        for layer, keys, values in self._cached:
+            cache.update(keys, values, layer)
+        return cache
+
+    @contextlib.contextmanager
+    def _cut(self, states: Callable[[], Tensor]) -> Generator[None]:
+        """Inside, the layers up to this batch's own are stand-ins that hand its states on."""
+        layers = self._model.model.get_submodule(self._model.structure.map.layers)
+        assert isinstance(layers, nn.ModuleList)
+        originals = [layers[index] for index in range(self._layer + 1)]
+        try:
+            for index, original in enumerate(originals):
+                layers[index] = _StandIn(original, states if index == self._layer else None, self._as_tuple)
+            yield
+        finally:
+            for index, original in enumerate(originals):
+                layers[index] = original
+
+
+class _StandIn(nn.Module):
+    """Takes a decoder layer's place: hands the hidden state on, or gives the one it was told to."""
+
+    def __init__(self, original: nn.Module, states: Callable[[], Tensor] | None, as_tuple: bool) -> None:
+        super().__init__()
+        # Not registered as a submodule: the original stays where it is, and some models read attributes of their layers.
+        object.__setattr__(self, "_original", original)
+        self._states = states
+        self._as_tuple = as_tuple
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "_original"), name)
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        hidden = self._states() if self._states is not None else hidden_states
+        return (hidden,) if self._as_tuple else hidden
+
+
+def _gather(tensor_BTX: Tensor, positions_BK: Tensor) -> Tensor:
+    """tensor[b, positions[b, k]] for every row b."""
+    rows = torch.arange(tensor_BTX.shape[0], device=tensor_BTX.device)[:, None]
+    return tensor_BTX[rows, positions_BK.to(tensor_BTX.device)]
