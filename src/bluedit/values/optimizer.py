@@ -1,0 +1,235 @@
+"""Value optimisation: the hidden state that would make the model say the new object, for many facts at once.
+
+*Concept.* For one fact at layer l, delta is added to the layer's output at the subject's last token, in every prompt.
+It minimises (ROME eq. 4, MEMIT eq. 16)
+
+    mean over the prompts of -log p(target | prompt) / |target tokens|
+    + kl_factor KL(p_edited || p_original)  at the subject's last token of "{subject} is a"
+    + v_weight_decay ||delta|| / ||h0||^2
+
+by Adam from delta = 0, projected onto ||delta|| <= clamp_norm_factor ||h0|| after every step. The target is h0 + delta.
+
+*Mechanism.* Facts do not interact, so a wave of them is one forward and one backward pass per evaluation, run by
+:class:`~bluedit.models.prefix.SuffixBatch` on the tokens and layers that delta reaches, and no others. A fact leaves
+its wave as soon as its own loss is low enough.
+
+Shapes: N facts of a wave, P prompts of a fact (rewriting prompts, then the KL prompt), B = N P rows, S suffix tokens,
+T target tokens over all rows, V vocabulary, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from bluedit.errors import FactError, NumericsError
+from bluedit.facts import Fact
+from bluedit.methods import Settings
+from bluedit.models import EditableModel, Row
+from bluedit.models.prefix import SuffixBatch
+from bluedit.values.objectives import kl_divergence, target_nll, weight_decay
+
+__all__ = ["Values", "optimise_values"]
+
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
+_TOKEN_BUDGET = 8192
+_KL_PROMPT = "{} is a"
+
+
+@dataclass(frozen=True)
+class Values:
+    """Optimised values of facts at one layer, in the order of the facts.
+
+    - `targets_DN`: z = h0 + delta, (D, N) float32.
+    - `initial_DN`: h0, the hidden state before, (D, N) float32.
+    - `evaluations`: how often each fact's loss was evaluated; one more than the steps it took.
+    - `losses`: each fact's last loss.
+    """
+
+    layer: int
+    targets_DN: Tensor
+    initial_DN: Tensor
+    evaluations: tuple[int, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def mean_steps(self) -> float:
+        """Optimisation steps taken per fact (BLUE, table 1)."""
+        return sum(count - 1 for count in self.evaluations) / max(1, len(self.evaluations))
+
+
+@torch.enable_grad()
+def optimise_values(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    layer: int,
+    templates: Sequence[str],
+    settings: Settings,
+    *,
+    token_budget: int = _TOKEN_BUDGET,
+    progress: Callable[[int], object] | None = None,
+) -> Values:
+    """Optimise the value of every fact at `layer`.
+
+    **Arguments**
+
+    - `templates`: context templates, the bare prompt first; they make the rewriting prompts.
+    - `token_budget`: padded tokens of a wave's rows, at most (a single fact may exceed it).
+    - `progress`: called with the number of facts that have just finished.
+
+    **Returns** :class:`Values`.
+
+    **Raises** :class:`~bluedit.errors.FactError` when a prompt is longer than the model's context,
+    :class:`~bluedit.errors.NumericsError` naming the fact whose loss is not finite.
+
+    **Cost** per fact: one forward pass over its prompts; then per evaluation a forward and a backward pass through the
+    layers above `layer`, over the tokens from the subject's last one on.
+    """
+    prompts = [_prompts(model, fact, templates) for fact in facts]
+    device = model.weight(layer).device
+    targets_ND = torch.zeros(len(facts), model.structure.d_model, device=device)
+    initial_ND = torch.zeros_like(targets_ND)
+    evaluations = [0] * len(facts)
+    losses = [float("nan")] * len(facts)
+    with model.frozen():
+        for chosen in _waves(prompts, token_budget):
+            wave = _Wave(model, layer, [prompts[index] for index in chosen], settings)
+            initial_ND[chosen] = wave.initial_ND
+            numbers = torch.tensor(chosen, device=device)
+            while len(numbers):
+                losses_N = wave.evaluate()
+                if not torch.isfinite(losses_N).all():
+                    _refuse(facts[int(numbers[~torch.isfinite(losses_N)][0])], layer, wave.evaluations)
+                done_N = losses_N < settings.early_stop_loss
+                if wave.evaluations == settings.v_num_grad_steps:
+                    done_N = torch.ones_like(done_N)
+                for index, loss in zip(numbers[done_N].tolist(), losses_N[done_N].tolist(), strict=True):
+                    evaluations[index], losses[index] = wave.evaluations, loss
+                targets_ND[numbers[done_N]] = (wave.initial_ND + wave.delta_ND)[done_N]
+                numbers = numbers[~done_N]
+                if done_N.any() and progress is not None:
+                    progress(int(done_N.sum()))
+                if len(numbers):
+                    wave.step()
+                    if done_N.any():
+                        wave.keep(~done_N)
+    return Values(layer, targets_ND.T, initial_ND.T, tuple(evaluations), tuple(losses))
+
+
+def _prompts(model: EditableModel, fact: Fact, templates: Sequence[str]) -> tuple[Row, ...]:
+    """The rewriting prompts with their target, bare prompt first, and the KL prompt last."""
+    kl_text = _KL_PROMPT.replace("{}", fact.subject)
+    kl_row = model.text.subject_row(kl_text, 0, len(fact.subject))
+    rows = (
+        *(model.text.row(fact, template, with_target=True) for template in templates),
+        # The divergence is taken at the subject's last token: what follows it is not looked at.
+        Row(kl_row.ids[: kl_row.subject + 1], kl_row.subject),
+    )
+    longest = max(len(row.ids) for row in rows)
+    if longest > model.context_length:
+        raise FactError(
+            f"fact {fact.id!r} takes {longest} tokens with its context and target; the model takes {model.context_length}: "
+            "shorten its prompt"
+        )
+    return rows
+
+
+def _waves(prompts: Sequence[tuple[Row, ...]], token_budget: int) -> Iterator[list[int]]:
+    """Facts of like length together, the longest first, so that memory peaks at once and not at the end."""
+    longest = [max(len(row.ids) for row in rows) for rows in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: -longest[index])
+    start = 0
+    while start < len(order):
+        count = max(1, token_budget // (longest[order[start]] * len(prompts[0])))
+        yield order[start : start + count]
+        start += count
+
+
+def _refuse(fact: Fact, layer: int, evaluations: int) -> NoReturn:
+    raise NumericsError(
+        f"the loss of fact {fact.id!r} ({fact.text!r}) at layer {layer} is not finite at evaluation {evaluations}; "
+        "lower v_lr, or load the model in float32 or bfloat16"
+    )
+
+
+class _Wave:
+    """Facts that are optimised together: their deltas, Adam's moments, and the pass that evaluates them."""
+
+    def __init__(self, model: EditableModel, layer: int, prompts: Sequence[tuple[Row, ...]], settings: Settings) -> None:
+        self._settings = settings
+        self._prompts = len(prompts[0])
+        self._batch = SuffixBatch(model, [row for rows in prompts for row in rows], layer)
+        self.initial_ND = self._batch.states_BSD[:: self._prompts, 0].float()
+        self.delta_ND = torch.zeros_like(self.initial_ND)
+        self._first_ND = torch.zeros_like(self.delta_ND)
+        self._second_ND = torch.zeros_like(self.delta_ND)
+        self._original_NV = torch.empty(0)
+        self._loss_N = torch.empty(0)
+        self._leaf_ND = self.delta_ND
+        self.evaluations = 0
+        self._index()
+
+    def _index(self) -> None:
+        """Where in the suffixes logits are wanted: at the targets' tokens, and at the KL prompts' first token."""
+        rows = self._batch.rows
+        places = [
+            (index, position - row.subject, token)
+            for index, row in enumerate(rows)
+            for position, token in zip(row.target_positions, row.target, strict=True)
+        ]
+        device = self.delta_ND.device
+        self._rows_T, self._positions_T, self._tokens_T = torch.tensor(places, device=device).T
+        self._kl_rows_N = torch.arange(self._prompts - 1, len(rows), self._prompts, device=device)
+        self._owner_B = torch.arange(len(rows), device=device) // self._prompts
+
+    def evaluate(self) -> Tensor:
+        """The loss of every fact, (N,)."""
+        self.evaluations += 1
+        self._leaf_ND = self.delta_ND.clone().requires_grad_()
+        states_BSD = self._batch.states_BSD
+        first_BD = states_BSD[:, 0].float() + self._leaf_ND[self._owner_B]
+        states_BSD = torch.cat([first_BD[:, None].to(states_BSD.dtype), states_BSD[:, 1:]], 1)
+        logits = self._batch.logits(
+            states_BSD,
+            torch.cat([self._rows_T, self._kl_rows_N]),
+            torch.cat([self._positions_T, torch.zeros_like(self._kl_rows_N)]),
+        ).float()
+        count = len(self._rows_T)
+        nll_B = target_nll(logits[:count], self._tokens_T, self._rows_T, len(self._batch.rows))
+        nll_N = nll_B.view(-1, self._prompts)[:, :-1].mean(1)
+        log_probs_NV = logits[count:].log_softmax(-1)
+        if self.evaluations == 1:
+            # delta is still 0: this is the model as it was.
+            self._original_NV = log_probs_NV.detach()
+        settings = self._settings
+        self._loss_N = (
+            nll_N
+            + settings.kl_factor * kl_divergence(log_probs_NV, self._original_NV)
+            + settings.v_weight_decay * weight_decay(self._leaf_ND, self.initial_ND)
+        )
+        return self._loss_N.detach()
+
+    def step(self) -> None:
+        """One step of Adam on every delta, then the projection onto the balls around 0."""
+        settings, steps = self._settings, self.evaluations
+        (gradient_ND,) = torch.autograd.grad(self._loss_N.sum(), self._leaf_ND)
+        self._first_ND.lerp_(gradient_ND, 1 - _BETAS[0])
+        self._second_ND.lerp_(gradient_ND.square(), 1 - _BETAS[1])
+        scale_ND = (self._second_ND / (1 - _BETAS[1] ** steps)).sqrt_().add_(_EPSILON)
+        self.delta_ND.addcdiv_(self._first_ND, scale_ND, value=-settings.v_lr / (1 - _BETAS[0] ** steps))
+        norms_N = self.delta_ND.norm(dim=1)
+        limits_N = settings.clamp_norm_factor * self.initial_ND.norm(dim=1)
+        self.delta_ND.mul_(torch.where(norms_N > limits_N, limits_N / norms_N, 1.0)[:, None])
+
+    def keep(self, keep_N: Tensor) -> None:
+        """Go on with these facts only."""
+        self._batch.select(keep_N.repeat_interleave(self._prompts).nonzero().squeeze(1))
+        self.initial_ND, self.delta_ND = self.initial_ND[keep_N], self.delta_ND[keep_N]
+        self._first_ND, self._second_ND = self._first_ND[keep_N], self._second_ND[keep_N]
+        self._original_NV = self._original_NV[keep_N]
+        self._index()

@@ -1,0 +1,129 @@
+"""Batched value optimisation equals one fact at a time with full forward passes and torch's own Adam."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+import torch
+
+from bluedit.errors import FactError, NumericsError, SettingsError
+from bluedit.facts import Fact
+from bluedit.methods import Settings
+from bluedit.models import EditableModel
+from bluedit.values import check_templates, context_templates, fact_keys, fact_states, optimise_values
+from bluedit.values.objectives import kl_divergence, target_nll, weight_decay
+
+TEMPLATES = ("{}", "The old mill. {}", "I saw a dog by the quarry. {}")
+SETTINGS = Settings(v_lr=0.3, v_num_grad_steps=8, kl_factor=0.5, v_weight_decay=0.7)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_values_equal_the_textbook(tiny_models: EditableModel, world_facts: list[Fact], layer: int) -> None:
+    values = optimise_values(tiny_models, world_facts, layer, TEMPLATES, SETTINGS)
+    for column, fact in enumerate(world_facts):
+        target, evaluations, loss = oracles.optimise(tiny_models, fact, layer, TEMPLATES, SETTINGS)
+        assert values.evaluations[column] == evaluations
+        assert values.losses[column] == pytest.approx(loss, rel=1e-4)
+        torch.testing.assert_close(values.targets_DN[:, column], target, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(values.initial_DN[:, column], oracles.state(tiny_models, fact, layer), rtol=1e-4, atol=1e-5)
+
+
+def test_facts_stop_one_by_one_and_do_not_affect_each_other(tiny_gpt2: EditableModel, world_facts: list[Fact]) -> None:
+    free = {"v_num_grad_steps": 20, "v_lr": 1.0, "clamp_norm_factor": 50, "kl_factor": 0, "v_weight_decay": 0}
+    settings = SETTINGS.override(free)
+    lowest = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, settings).losses
+    # A loss that every fact reaches, at different steps.
+    settings = settings.override({"early_stop_loss": 1.02 * max(lowest)})
+    together = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, settings)
+    assert len(set(together.evaluations)) > 1
+    for column, fact in enumerate(world_facts):
+        alone = optimise_values(tiny_gpt2, [fact], 1, TEMPLATES, settings)
+        assert alone.evaluations[0] == together.evaluations[column]
+        torch.testing.assert_close(alone.targets_DN[:, 0], together.targets_DN[:, column], rtol=1e-3, atol=1e-4)
+
+
+def test_small_waves_change_nothing(tiny_gpt2: EditableModel, world_facts: list[Fact]) -> None:
+    one = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, SETTINGS)
+    other = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, SETTINGS, token_budget=1)
+    assert one.evaluations == other.evaluations
+    torch.testing.assert_close(one.targets_DN, other.targets_DN, rtol=1e-3, atol=1e-4)
+
+
+def test_delta_stays_in_its_ball_and_progress_counts_every_fact(tiny_gpt2: EditableModel, world_facts: list[Fact]) -> None:
+    settings = SETTINGS.override({"clamp_norm_factor": 0.01, "v_lr": 1.0})
+    finished: list[int] = []
+    values = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, settings, progress=finished.append)
+    norms = (values.targets_DN - values.initial_DN).norm(dim=0)
+    torch.testing.assert_close(norms, 0.01 * values.initial_DN.norm(dim=0), rtol=1e-3, atol=1e-6)
+    assert sum(finished) == len(world_facts)
+
+
+def test_one_evaluation_takes_no_step(tiny_gpt2: EditableModel, world_facts: list[Fact]) -> None:
+    values = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, SETTINGS.override({"v_num_grad_steps": 1}))
+    assert set(values.evaluations) == {1}
+    assert values.mean_steps == 0
+    assert torch.equal(values.targets_DN, values.initial_DN)
+
+
+def test_no_facts_no_values(tiny_gpt2: EditableModel) -> None:
+    assert optimise_values(tiny_gpt2, [], 1, TEMPLATES, SETTINGS).targets_DN.shape == (tiny_gpt2.structure.d_model, 0)
+
+
+def test_a_loss_that_is_not_finite_names_its_fact(tiny_gpt2: EditableModel, world_facts: list[Fact]) -> None:
+    with tiny_gpt2.restoring([3]), torch.no_grad():
+        tiny_gpt2.weight(3).fill_(float("nan"))
+        with pytest.raises(NumericsError, match=world_facts[0].id):
+            optimise_values(tiny_gpt2, world_facts[:1], 1, TEMPLATES, SETTINGS)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(tiny_gpt2: EditableModel) -> None:
+    fact = Fact("{} " + "and so on " * 200, "Zhand", "salt", id="long")
+    with pytest.raises(FactError, match=r"'long' takes \d+ tokens.*shorten"):
+        optimise_values(tiny_gpt2, [fact], 1, TEMPLATES, SETTINGS)
+
+
+@pytest.mark.parametrize("templates", [TEMPLATES, TEMPLATES[:1]])
+def test_keys_and_states_equal_the_textbook(
+    tiny_models: EditableModel, world_facts: list[Fact], templates: tuple[str, ...]
+) -> None:
+    keys = fact_keys(tiny_models, world_facts, 1, templates)
+    states = fact_states(tiny_models, world_facts, 2)
+    for column, fact in enumerate(world_facts):
+        torch.testing.assert_close(keys[:, column], oracles.key(tiny_models, fact, 1, templates), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(states[:, column], oracles.state(tiny_models, fact, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_context_templates_are_a_function_of_the_seed_alone(tiny_gpt2: EditableModel) -> None:
+    before = torch.random.get_rng_state()
+    one = context_templates(tiny_gpt2, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(5)
+    assert context_templates(tiny_gpt2, seed=3) == one
+    assert context_templates(tiny_gpt2, seed=4) != one
+    assert len(one) == 6
+    assert one[0] == "{}"
+    assert all(template.endswith(". {}") and template.count("{}") == 1 for template in one[1:])
+    assert [template.split()[0][:2] for template in one[1:]] == ["Th", "Th", "Be", "I", "Yo"] or one[4].startswith("I")
+
+
+@pytest.mark.parametrize("templates", [[], ["I. {}"], ["{}", "no place"], ["{}", "{} and {}"]])
+def test_templates_that_cannot_be_used_are_refused(templates: list[str]) -> None:
+    with pytest.raises(SettingsError):
+        check_templates(templates)
+
+
+def test_objectives_equal_their_definitions() -> None:
+    logits = torch.randn(5, 11)
+    tokens, rows = torch.tensor([1, 4, 0, 10, 3]), torch.tensor([0, 0, 1, 1, 1])
+    nll = -logits.log_softmax(-1)[range(5), tokens]
+    torch.testing.assert_close(
+        target_nll(logits, tokens, rows, 3), torch.stack([nll[:2].mean(), nll[2:].mean(), torch.tensor(0.0)])
+    )
+    one, other = torch.randn(2, 11).log_softmax(-1), torch.randn(2, 11).log_softmax(-1)
+    expected = [(one[i].exp() * (one[i] - other[i])).sum() for i in range(2)]
+    torch.testing.assert_close(kl_divergence(one, other), torch.stack(expected))
+    delta, initial = torch.randn(2, 6), torch.randn(2, 6)
+    torch.testing.assert_close(weight_decay(delta, initial), delta.norm(dim=1) / initial.norm(dim=1) ** 2)
+    zero = torch.zeros(2, 6, requires_grad=True)
+    weight_decay(zero, initial).sum().backward()
+    assert torch.equal(zero.grad, torch.zeros(2, 6))
