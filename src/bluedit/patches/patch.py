@@ -1,0 +1,347 @@
+"""A patch: an edit as a small file that can be looked at, applied, and taken back bit for bit.
+
+A patch is one `.safetensors` file with its manifest in the metadata, or a folder with `patch.safetensors` and
+`patch.json`. Per weight it holds the factors R and Q; the manifest says what was edited, how, and on which model.
+Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bluedit.errors import PatchError
+from bluedit.facts import Fact
+from bluedit.files import atomic_file, atomic_folder, writable_target
+from bluedit.models import EditableModel
+from bluedit.models.editable import tensor_fingerprint
+from bluedit.models.structure import discover
+from bluedit.patches.low_rank import LowRank
+
+__all__ = ["Manifest", "Patch", "WeightRecord", "applied_patches"]
+
+FORMAT_VERSION = 1
+_TENSORS = "patch.safetensors"
+_MANIFEST = "patch.json"
+_LEDGER = "_bluedit_ledger"
+_REBUILT_TOLERANCE = 1e-3
+
+
+class FactRecord(BaseModel):
+    """One edited fact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    prompt: str
+    subject: str
+    target: str
+    relation: str | None = None
+
+
+class WeightRecord(BaseModel):
+    """One changed weight: its layer, the hash of what it was, and how large the change is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: int
+    before: str
+    norm: float
+    relative_norm: float
+    condition: float | None = None
+
+
+class OptimisationRecord(BaseModel):
+    """What value optimisation did at one layer, fact by fact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: int
+    evaluations: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
+class Manifest(BaseModel):
+    """Everything about a patch but its tensors; the JSON file beside them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: str = "bluedit-patch"
+    format_version: int = FORMAT_VERSION
+    model: str
+    """Name or folder the model was loaded from; information only."""
+    configuration: str
+    """Hash of the model's configuration."""
+    method: str
+    strategy: str
+    layers: tuple[int, ...]
+    """The critical layers that were asked for; `weights` are those that changed."""
+    settings: dict[str, Any]
+    templates: tuple[str, ...]
+    seed: int
+    corpus: str | None = None
+    facts: tuple[FactRecord, ...]
+    weights: dict[str, WeightRecord]
+    optimisation: tuple[OptimisationRecord, ...] = ()
+    seconds: float = 0.0
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The result of an edit: low-rank changes by weight name, and the manifest that explains them.
+
+    :func:`bluedit.edit` returns one and leaves the model as it was; :meth:`apply` is a separate act.
+    """
+
+    changes: Mapping[str, LowRank]
+    manifest: Manifest
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The edited facts, in the order of the columns."""
+        return tuple(Fact(**record.model_dump()) for record in self.manifest.facts)
+
+    # -- applying --------------------------------------------------------------------------------------------
+
+    def apply(self, model: EditableModel | PreTrainedModel, *, check: bool = True) -> None:
+        """Add the changes to the model's weights, in place. The original bits are kept for :meth:`revert`.
+
+        **Arguments**
+
+        - `check`: refuse a model whose weights are not the ones the patch was computed on.
+
+        **Raises** :class:`~bluedit.errors.PatchError` when the patch does not fit, before anything is changed. When
+        anything fails on the way the weights are put back.
+        """
+        network = _network(model)
+        self._check_fit(network, check=check)
+        ledger = _Ledger.of(network)
+        ledger.push(self)
+
+    def revert(self, model: EditableModel | PreTrainedModel) -> None:
+        """Take the patch back: the weights are, bit for bit, what the other applied patches make of the originals.
+
+        **Raises** :class:`~bluedit.errors.PatchError` when this patch is not applied to this model object.
+        """
+        _Ledger.of(_network(model)).remove(self)
+
+    @contextlib.contextmanager
+    def applied(self, model: EditableModel | PreTrainedModel, *, check: bool = True) -> Generator[None]:
+        """The patch applied inside a `with` block, and reverted after it, on exceptions too."""
+        self.apply(model, check=check)
+        try:
+            yield
+        finally:
+            self.revert(model)
+
+    def _check_fit(self, network: PreTrainedModel, *, check: bool) -> None:
+        if not self.changes:
+            return
+        structure = discover(network)
+        parameters = dict(network.named_parameters())
+        for name, change in self.changes.items():
+            if name not in parameters:
+                raise PatchError(f"the model has no weight {name!r}; this patch was made for {self.manifest.model}")
+            rows, columns = structure.oriented(parameters[name]).shape
+            if (rows, columns) != (change.residual_DN.shape[0], change.gain_FN.shape[0]):
+                raise PatchError(f"{name} is {rows} x {columns} in this model; the patch was made for {self.manifest.model}")
+            if check and tensor_fingerprint(parameters[name]) != self.manifest.weights[name].before:
+                raise PatchError(
+                    f"{name} does not hold the values this patch was computed on ({self.manifest.model}): it is another "
+                    "checkpoint, another precision, or patched already. Apply the patch to that model, or pass check=False "
+                    "(--no-check) if you know better"
+                )
+
+    # -- files -----------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, *, replace: bool = False) -> Path:
+        """Write the patch: one file when the name ends in `.safetensors`, else a folder. Appears whole or not at all.
+
+        **Raises** :class:`~bluedit.errors.InputError` when something is there already and `replace` is not set.
+        """
+        target = writable_target(Path(path), replace=replace)
+        manifest = self.manifest.model_dump_json(indent=2)
+        tensors = {
+            f"{name}.{part}": value.detach().cpu().contiguous()
+            for name, change in self.changes.items()
+            for part, value in (("residual", change.residual_DN), ("gain", change.gain_FN))
+        }
+        if target.suffix == ".safetensors":
+            with atomic_file(target) as temporary:
+                save_file(tensors, temporary, metadata={"manifest": manifest})
+        else:
+            with atomic_folder(target) as folder:
+                save_file(tensors, folder / _TENSORS, metadata={"format": "bluedit-patch"})
+                (folder / _MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> Patch:
+        """Read a patch from a file or folder written by :meth:`save`.
+
+        **Raises** :class:`~bluedit.errors.PatchError` when it is missing, damaged or of a later format.
+        """
+        source = Path(path).expanduser()
+        tensors_path = source if source.is_file() else source / _TENSORS
+        if not tensors_path.is_file():
+            raise PatchError(f"{source} is not a patch: it is neither a .safetensors file nor a folder with {_TENSORS} in it")
+        try:
+            with safe_open(tensors_path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            text = metadata["manifest"] if source.is_file() else (source / _MANIFEST).read_text(encoding="utf-8")
+            manifest = Manifest.model_validate_json(text)
+        except (SafetensorError, KeyError, OSError, ValidationError, UnicodeDecodeError) as error:
+            raise PatchError(f"{source} is not a readable patch: {str(error).splitlines()[0]}") from error
+        if manifest.format != "bluedit-patch" or manifest.format_version > FORMAT_VERSION:
+            raise PatchError(
+                f"{source} is {manifest.format} version {manifest.format_version}; this bluedit reads {FORMAT_VERSION}"
+            )
+        changes = {name: _read_change(name, tensors, source) for name in manifest.weights}
+        if len(tensors) != 2 * len(changes):
+            raise PatchError(f"{source} holds tensors that its manifest does not name; it was put together wrongly")
+        return cls(changes, manifest)
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        """What `bluedit patch show` prints: the manifest, with rank and size per weight."""
+        record = self.manifest.model_dump(mode="json")
+        for name, change in self.changes.items():
+            record["weights"][name]["rank"] = change.rank
+            record["weights"][name]["bytes"] = 4 * (change.residual_DN.numel() + change.gain_FN.numel())
+        return record
+
+    def __repr__(self) -> str:
+        edited = ", ".join(str(record.layer) for record in self.manifest.weights.values())
+        return f"<Patch of {len(self.manifest.facts)} facts: {self.manifest.method}, {self.manifest.strategy}, layers {edited}>"
+
+
+@dataclass
+class _Ledger:
+    """What has been applied to one model object, kept on that object: the original bits, and the patches in order."""
+
+    network: PreTrainedModel
+    originals: dict[str, Tensor]
+    patches: list[Patch]
+
+    @classmethod
+    def of(cls, network: PreTrainedModel) -> _Ledger:
+        ledger = getattr(network, _LEDGER, None)
+        if ledger is None:
+            ledger = cls(network, {}, [])
+            setattr(network, _LEDGER, ledger)
+        return ledger
+
+    def push(self, patch: Patch) -> None:
+        before = self._snapshot(patch)
+        try:
+            with torch.no_grad():
+                for name in patch.changes:
+                    self._add(patch, name)
+        except BaseException:
+            self._write(before)
+            raise
+        for name, tensor in before.items():
+            self.originals.setdefault(name, tensor)
+        self.patches.append(patch)
+
+    def remove(self, patch: Patch) -> None:
+        positions = [position for position, applied in enumerate(self.patches) if applied is patch]
+        positions = positions or [
+            position for position, applied in enumerate(self.patches) if applied.manifest == patch.manifest
+        ]
+        if not positions:
+            raise PatchError("this patch is not applied to this model; apply it first, or reload the model to be rid of it")
+        remaining = self.patches[: positions[-1]] + self.patches[positions[-1] + 1 :]
+        before = self._snapshot(patch)
+        try:
+            self._write({name: self.originals[name] for name in patch.changes})
+            with torch.no_grad():
+                for other in remaining:
+                    for name in other.changes.keys() & patch.changes.keys():
+                        self._add(other, name)
+        except BaseException:
+            self._write(before)
+            raise
+        self.patches = remaining
+        still_changed = {name for other in remaining for name in other.changes}
+        self.originals = {name: tensor for name, tensor in self.originals.items() if name in still_changed}
+
+    def _snapshot(self, patch: Patch) -> dict[str, Tensor]:
+        return {name: self.network.get_parameter(name).detach().clone() for name in patch.changes}
+
+    def _write(self, tensors: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self.network.get_parameter(name).copy_(tensor)
+
+    def _add(self, patch: Patch, name: str) -> None:
+        patch.changes[name].add_to(discover(self.network).oriented(self.network.get_parameter(name)))
+
+
+def applied_patches(model: EditableModel | PreTrainedModel) -> tuple[Patch, ...]:
+    """The patches that are applied to this model object, oldest first."""
+    return tuple(_Ledger.of(_network(model)).patches)
+
+
+def original_weights(model: EditableModel | PreTrainedModel) -> dict[str, Tensor]:
+    """The weights that applied patches changed, as they were before the first of them."""
+    return dict(_Ledger.of(_network(model)).originals)
+
+
+def restore_ledger(model: EditableModel | PreTrainedModel, patches: Sequence[Patch], originals: Mapping[str, Tensor]) -> None:
+    """Tell a model object that `patches` are applied to it already, over `originals`.
+
+    **Raises** :class:`~bluedit.errors.PatchError` when the two together do not make the weights that the model holds.
+    """
+    network = _network(model)
+    parameters = dict(network.named_parameters())
+    changed = {name for patch in patches for name in patch.changes}
+    if set(originals) != changed or not changed <= parameters.keys():
+        raise PatchError("the record of applied patches does not name this model's weights; it belongs to another checkpoint")
+    oriented = discover(network).oriented
+    for name, original in originals.items():
+        rebuilt = original.to(parameters[name], copy=True)
+        for patch in patches:
+            if name in patch.changes:
+                patch.changes[name].add_to(oriented(rebuilt))
+        # Products are rounded differently from machine to machine: alike is enough here, the originals are exact.
+        error = (rebuilt.float() - parameters[name].float()).norm() / parameters[name].float().norm()
+        if error > _REBUILT_TOLERANCE:
+            raise PatchError(
+                f"{name} is not what its original and the recorded patches make: the checkpoint was changed after it was "
+                "patched, or loaded in another precision (use --dtype auto)"
+            )
+    setattr(
+        network,
+        _LEDGER,
+        _Ledger(network, {name: tensor.to(parameters[name]) for name, tensor in originals.items()}, list(patches)),
+    )
+
+
+def _network(model: EditableModel | PreTrainedModel) -> PreTrainedModel:
+    return model.model if isinstance(model, EditableModel) else model
+
+
+def _read_change(name: str, tensors: Mapping[str, Tensor], source: Path) -> LowRank:
+    try:
+        change = LowRank(tensors[f"{name}.residual"], tensors[f"{name}.gain"])
+    except (KeyError, ValueError) as error:
+        raise PatchError(f"{source} is damaged: factors of {name} are missing or do not fit ({error})") from error
+    if not all(
+        tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()) for tensor in (change.residual_DN, change.gain_FN)
+    ):
+        raise PatchError(f"{source} is damaged: factors of {name} are not finite float32 numbers")
+    return change

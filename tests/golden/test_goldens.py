@@ -1,0 +1,117 @@
+"""Reference numbers of the published research code, replayed where `../shared/goldens` is at hand.
+
+Two layers of proof. The closed form is checked on the reference's own keys and second moments, independent of any model. The
+whole loop is replayed on the reference's model; that needs the very weights the reference was computed with, which is
+looked at first: if the model folder holds others, the replay is skipped and says by how much they differ.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bluedit.datasets import read_cases
+from bluedit.editing import plan_edit, run_plan
+from bluedit.evaluation import score_cases
+from bluedit.models import EditableModel, load_model
+from bluedit.solvers import InverseMetric
+from bluedit.statistics import SecondMoment, Statistics, read_corpus, second_moments, shrink
+
+# Runs whose method this version has, and the strategy that each stands for.
+REPLAYED = {"memit.even": "even", "memit.boundary": "boundary"}
+# The same closed form, with past keys; solved here without a model.
+CLOSED_FORM = (*REPLAYED, "memit-seq.boundary")
+
+
+class Goldens:
+    """The reference's files, read once."""
+
+    def __init__(self, shared: Path) -> None:
+        document = json.loads((shared / "goldens" / "runs.json").read_text())
+        self.runs: dict[str, Any] = document["runs"]
+        self.templates: tuple[str, ...] = tuple(document["templates"])
+        self.statistics: dict[str, Any] = document["second_moments"]
+        self.tensors = load_file(shared / "goldens" / "runs.safetensors")
+        moments = load_file(shared / "goldens" / "second_moments.safetensors")
+        self.moments = {int(name.rsplit(".", 1)[1]): value.double() for name, value in moments.items()}
+
+
+@pytest.fixture(scope="module")
+def goldens(shared: Path) -> Goldens:
+    return Goldens(shared)
+
+
+@pytest.fixture(scope="module")
+def model(shared: Path) -> EditableModel:
+    return load_model(str(shared / "models" / "counterfact-gpt2-mini"), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def same_weights(shared: Path, goldens: Goldens, model: EditableModel) -> None:
+    """Skip unless the model makes the second moments that the reference took from it."""
+    corpus = read_corpus(f"text:{shared / 'data' / 'text' / 'counterfact_mini_corpus.txt'}")
+    # Documents were cut off at 128 tokens: that gives the reference's count of tokens.
+    computed = second_moments(model, corpus.documents(goldens.statistics["lines"]), [0], max_length=128)[0]
+    assert computed.tokens == goldens.statistics["tokens"]
+    ours, theirs = shrink(computed.matrix_FF, goldens.statistics["shrinkage"]), goldens.moments[0]
+    error = ((ours - theirs).norm() / theirs.norm()).item()
+    if error > 1e-3:
+        pytest.skip(f"the reference was computed with other weights: its second moment of layer 0 differs by {error:.0%}")
+
+
+@pytest.mark.parametrize("name", CLOSED_FORM)
+def test_the_closed_form_gives_the_reference_changes(goldens: Goldens, name: str) -> None:
+    """D P = R (Q^T P) for the recorded probe P: Q comes from recorded keys, and R is whatever fits best.
+
+    With 32 probes and 10 facts a wrong Q cannot be fitted, and the norm of the fitted R Q^T must be the recorded one.
+    """
+    run, probe = goldens.runs[name], goldens.tensors["probe"].double()
+    for layer in run["layers"]:
+        prior = InverseMetric.from_second_moment(goldens.moments[layer], run["lambda"])
+        gains = []
+        for batch in range(10 // run["batch_size"]):
+            keys = goldens.tensors[f"{name}.keys.batch{batch}.{layer}"].T.double()
+            gains.append(prior.gain(keys))
+            prior.absorb(keys, gains[-1])
+        gain = torch.cat(gains, 1)
+        expected = goldens.tensors[f"{name}.change_times_probe.{layer}"].double()
+        residual = torch.linalg.lstsq((gain.T @ probe).T, expected.T).solution.T
+        assert (residual @ gain.T @ probe - expected).norm() <= 1e-5 * expected.norm()
+        assert (residual @ gain.T).norm().item() == pytest.approx(run["change_norm"][str(layer)], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+@pytest.mark.usefixtures("same_weights")
+def test_the_loop_replays_the_reference(shared: Path, goldens: Goldens, model: EditableModel, name: str) -> None:
+    run = goldens.runs[name]
+    cases = read_cases(shared / "data" / "counterfact" / "counterfact_200.json", limit=10)
+    names = ("v_lr", "clamp_norm_factor", "v_num_grad_steps", "kl_factor", "v_weight_decay", "lambda")
+    plan = plan_edit(
+        model,
+        [case.fact for case in cases],
+        method="memit",
+        strategy=REPLAYED[name],
+        layers=(0, 1, 2),
+        settings={key: run[key] for key in names},
+        corpus=Statistics(known={layer: SecondMoment(moment, 1) for layer, moment in goldens.moments.items()}),
+        templates=goldens.templates,
+    )
+    patch = run_plan(model, plan)
+    for record in patch.manifest.optimisation:
+        expected = [count for layer, _, count, _ in run["evaluations"] if layer == record.layer]
+        assert all(abs(one - other) <= 1 for one, other in zip(record.evaluations, expected, strict=True))
+    for weight, record in patch.manifest.weights.items():
+        ours = patch.changes[weight].dense() @ goldens.tensors["probe"]
+        theirs = goldens.tensors[f"{name}.change_times_probe.{record.layer}"]
+        assert (ours - theirs).norm() <= 1e-2 * theirs.norm()
+        assert torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > 0.999
+        assert record.norm == pytest.approx(run["change_norm"][str(record.layer)], rel=1e-2)
+    with patch.applied(model):
+        scores = score_cases(model, cases)
+    for key, value in run["scores"].items():
+        assert scores[key].value == pytest.approx(value, abs=0.1), key
