@@ -1,0 +1,119 @@
+"""`bluedit demo`: facts written into the embedded model, with residual distribution and with BLUE, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from bluedit.cli.options import AsJson, Device, Dtype, Seed
+
+__all__ = ["demo", "report"]
+
+_SHOWN = 3
+_COMPLETION_TOKENS = 10
+
+
+def demo(
+    facts: Annotated[int, typer.Option("--facts", min=1, max=500, help="How many facts to edit, in one batch.")] = 100,
+    model: Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="An embedded model.")] = "gpt2-mini",
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Edit a small model with MEMIT, once distributing residuals evenly and once with BLUE, and compare."""
+    from bluedit.datasets import read_dataset
+    from bluedit.errors import SettingsError, did_you_mean
+    from bluedit.zoo import EMBEDDED
+
+    if model not in EMBEDDED:
+        raise SettingsError(f"{did_you_mean(model, EMBEDDED, what='embedded model')} For other models use `bluedit edit`.")
+    dataset = f"world:counterfact:0:{seed}"
+    cases = read_dataset(dataset, facts)
+
+    import time
+
+    from bluedit.cli import console
+    from bluedit.editing import edit
+    from bluedit.evaluation import protocol, score_cases
+    from bluedit.models import load_model
+    from bluedit.models.generation import generate
+    from bluedit.strategies import BOUNDARY, EVEN
+
+    started = time.monotonic()
+    shown = cases[:_SHOWN]
+    prompts = [case.fact.text for case in shown]
+    document: dict[str, Any] = {"model": model, "facts": len(cases), "method": "memit"}
+    with console.bars() as bars:
+        editable = load_model(model, device=device, dtype=dtype)
+
+        def measure(name: str) -> dict[str, Any]:
+            scores = score_cases(editable, cases, progress=lambda done, total: bars(f"scoring, {name}", done, total))
+            texts = generate(editable, prompts, max_new_tokens=_COMPLETION_TOKENS)
+            return {"scores": scores.as_dict(), "completions": _first_sentences(texts, prompts)}
+
+        document["protocol"] = protocol(editable, cases, dataset=dataset, seed=seed)
+        document["before"] = measure("before")
+        for strategy in (EVEN, BOUNDARY):
+            patch = edit(
+                editable,
+                [case.fact for case in cases],
+                method="memit",
+                strategy=strategy,
+                seed=seed,
+                progress=lambda task, advance, total, name=strategy.name: bars(f"{task}, {name}", advance, total),
+            )
+            with patch.applied(editable):
+                document[strategy.name] = measure(strategy.name)
+            document[strategy.name] |= {
+                "layers": [record.layer for record in patch.manifest.weights.values()],
+                "relative_norms": [record.relative_norm for record in patch.manifest.weights.values()],
+                "seconds": patch.manifest.seconds,
+            }
+            document["settings"] = patch.manifest.settings
+    document["completed"] = [{"prompt": case.fact.text, "old": case.true_target, "new": case.fact.target} for case in shown]
+    document["seconds"] = round(time.monotonic() - started, 1)
+    if as_json:
+        console.emit(document)
+    else:
+        console.show(report(document))
+        console.say(
+            f"took {document['seconds']:.0f} s. ES: the new object is preferred; PS: also in phrasings never seen with the "
+            "subject; NS: other subjects keep theirs"
+        )
+
+
+def report(document: Mapping[str, Any]) -> Any:
+    """The demo's JSON result for people: scores side by side, and what the model says."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from bluedit.cli.console import score_table
+
+    layers = document["even"]["layers"]
+    labels = {
+        "before": "before",
+        "even": f"MEMIT, residual distributed over layers {layers[0]}-{layers[-1]}",
+        "boundary": f"MEMIT + BLUE, layers {' and '.join(map(str, document['boundary']['layers']))}",
+    }
+    title = f"{document['facts']} facts written into {document['model']} in one batch, percent [95 % interval]"
+    columns = ("ES", "PS", "NS", "S")
+    scores = {
+        label: {score: document[name]["scores"][score] for score in columns if score in document[name]["scores"]}
+        for name, label in labels.items()
+    }
+    says = Table("prompt", "wanted", "before", "MEMIT", "+ BLUE", header_style="bold")
+    says.title, says.title_justify = "What the model says", "left"
+    for index, fact in enumerate(document["completed"]):
+        before, *after = (document[name]["completions"][index] for name in labels)
+        cells = (Text(text, style="green" if text.startswith(fact["new"]) else "red") for text in after)
+        says.add_row(Text(fact["prompt"]), Text(fact["new"]), Text(before), *cells)
+    return Group(score_table(title, scores), says)
+
+
+def _first_sentences(texts: list[str], prompts: list[str]) -> list[str]:
+    """What follows each prompt, up to the end of its sentence."""
+    return [text[len(prompt) :].split(".")[0].strip() for text, prompt in zip(texts, prompts, strict=True)]

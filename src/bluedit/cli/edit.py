@@ -1,0 +1,122 @@
+"""`bluedit edit`: facts into a patch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bluedit.cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    Force,
+    Limit,
+    Model,
+    Seed,
+    TrustRemoteCode,
+    parse_assignments,
+    parse_layers,
+    read_templates,
+)
+
+__all__ = ["edit"]
+
+
+def edit(
+    model: Model,
+    facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL, JSON or CSV of facts, CounterFact or zsRE records.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the patch goes: a folder, or one .safetensors file.")],
+    method: Annotated[str, typer.Option("--method", help="The editing method.")] = "memit",
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--strategy", help="even, square-root, boundary (BLUE), each-layer, single:LAYER. The default is boundary."
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Critical layers, 1-4 or 1,2,3,4; may be left out for known models.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the method, e.g. lambda=5.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option("--corpus", help="Where second moments come from: text:FILE with one document per line.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="Documents of the corpus to use; all by default.")
+    ] = None,
+    templates: Annotated[
+        Path | None, typer.Option("--templates", help="JSON list of context templates; the model writes them by default.")
+    ] = None,
+    limit: Limit = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    force: Force = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write facts into a model, as a patch. The model's own files are not touched."""
+    critical, overrides = parse_layers(layers), parse_assignments(settings or [])
+    from bluedit.methods import Settings
+    from bluedit.methods import method as find_method
+    from bluedit.strategies import strategy as find_strategy
+
+    # What can be wrong without the model is looked at before the model is loaded.
+    chosen = find_method(method).with_strategy(find_strategy(strategy or "boundary"))
+    Settings().override(overrides)
+    from bluedit.datasets import read_cases
+    from bluedit.facts import check_facts
+    from bluedit.files import writable_target
+
+    checked = check_facts(case.fact for case in read_cases(facts, limit=limit))
+    writable_target(out, replace=force)
+
+    from bluedit.cli import console
+    from bluedit.editing import plan_edit, run_plan
+    from bluedit.models import load_model
+    from bluedit.statistics import Statistics, read_corpus
+
+    source = Statistics(read_corpus(corpus), samples) if corpus else None
+    with console.bars() as bars:
+        editable = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        plan = plan_edit(
+            editable,
+            checked,
+            method=chosen,
+            layers=critical,
+            settings=overrides,
+            corpus=source,
+            templates=read_templates(templates),
+            seed=seed,
+        )
+        patch = run_plan(editable, plan, bars)
+        patch.save(out, replace=force)
+    if as_json:
+        console.emit(
+            {
+                "patch": str(out),
+                "facts": [record.model_dump() for record in patch.manifest.facts],
+                "method": patch.manifest.method,
+                "strategy": patch.manifest.strategy,
+                "layers": list(patch.manifest.layers),
+                "settings": patch.manifest.settings,
+                "evaluations": {
+                    str(record.layer): dict(zip((fact.id for fact in checked), record.evaluations, strict=True))
+                    for record in patch.manifest.optimisation
+                },
+                "losses": {
+                    str(record.layer): dict(zip((fact.id for fact in checked), record.losses, strict=True))
+                    for record in patch.manifest.optimisation
+                },
+                "weights": {name: record.model_dump() for name, record in patch.manifest.weights.items()},
+                "seconds": patch.manifest.seconds,
+            }
+        )
+    else:
+        from bluedit.cli.patch import describe
+
+        console.show(describe(patch))
+        console.say(f"written to {out}; apply it with: bluedit patch apply {out} --model {model} --out FOLDER")

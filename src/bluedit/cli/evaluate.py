@@ -1,0 +1,71 @@
+"""`bluedit evaluate`: score a model, with a patch or without."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bluedit.cli.options import AsJson, Device, Dtype, Limit, Model, Seed, TrustRemoteCode
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: Model,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            help="counterfact:FILE, zsre:FILE, edits:FILE, a FILE whose schema is recognised, or world:counterfact.",
+        ),
+    ],
+    patch: Annotated[Path | None, typer.Option("--patch", help="Apply this patch for the evaluation.")] = None,
+    limit: Limit = None,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Refuse a patch that was made for other weights.")] = True,
+    cases: Annotated[bool, typer.Option("--cases", help="Add every case's outcomes to the JSON document.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on cases: efficacy, generalisation, specificity, with 95 % intervals."""
+    from bluedit.datasets import read_dataset
+
+    records = read_dataset(dataset, limit)
+
+    from contextlib import nullcontext
+
+    from bluedit.cli import console
+    from bluedit.evaluation import protocol, score_cases
+    from bluedit.models import load_model
+    from bluedit.patches import Patch
+
+    loaded = Patch.load(patch) if patch else None
+    with console.bars() as bars:
+        editable = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        tag = protocol(editable, records, dataset=dataset, patch=loaded, seed=seed)
+        started = time.monotonic()
+        with loaded.applied(editable, check=check) if loaded else nullcontext():
+            scores = score_cases(editable, records, progress=lambda done, total: bars("scoring", done, total))
+        seconds = round(time.monotonic() - started, 3)
+    if as_json:
+        document: dict[str, Any] = {
+            "model": model,
+            "patch": str(patch) if patch else None,
+            "dataset": dataset,
+            "scores": scores.as_dict(),
+            "protocol": tag,
+            "seconds": seconds,
+        }
+        if cases:
+            document["cases"] = [{"id": name, "outcomes": outcomes} for name, outcomes in scores.cases]
+        console.emit(document)
+    else:
+        label = f"{model} + {patch}" if patch else model
+        console.show(
+            console.score_table(f"{dataset}, {len(records)} cases, percent [95 % interval]", {label: scores.as_dict()})
+        )

@@ -1,0 +1,63 @@
+"""The `bluedit` command. Heavy imports happen inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from bluedit import __version__
+from bluedit.cli import demo, edit, evaluate, patch
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="bluedit",
+    help="Change what a language model knows, check it, and take it back again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("edit")(edit.edit)
+app.command("evaluate")(evaluate.evaluate)
+app.add_typer(patch.app, name="patch")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"bluedit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 bad input."""
+
+
+def main() -> None:
+    """Run the command line; every deliberate error becomes one message and its exit code."""
+    from bluedit.errors import BlueditError
+
+    try:
+        app()
+    except BlueditError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; nothing was left half written", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}; nothing was left half written", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,76 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bluedit.errors import SettingsError
+
+__all__ = ["AsJson", "Device", "Dtype", "Force", "Limit", "Model", "Seed", "parse_assignments", "parse_layers"]
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", metavar="NAME", help="A folder, a hub name, or an embedded model such as gpt2-mini.")
+]
+Device = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; a GPU when there is one.")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16, float16, or auto for the checkpoint's own.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else there.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N records.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
+
+_LAYERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """`1-4`, `1,2,3,4` or a mixture of both, as layers.
+
+    **Raises** :class:`~bluedit.errors.SettingsError` for anything else.
+    """
+    if text is None:
+        return None
+    plain = text.replace(" ", "")
+    if not _LAYERS.fullmatch(plain):
+        raise SettingsError(f"--layers {text!r} is not understood; write a range such as 1-4, or a list such as 1,2,3,4")
+    layers: set[int] = set()
+    for part in plain.split(","):
+        first, _, last = part.partition("-")
+        if int(last or first) < int(first):
+            raise SettingsError(f"--layers {text!r} runs backwards; write {last}-{first}")
+        layers.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(layers))
+
+
+def parse_assignments(values: list[str]) -> dict[str, Any]:
+    """`key=value` texts as a mapping; the values stay text until the settings check them.
+
+    **Raises** :class:`~bluedit.errors.SettingsError` where there is no `=`.
+    """
+    assignments: dict[str, Any] = {}
+    for value in values:
+        name, separator, text = value.partition("=")
+        if not separator or not name.strip():
+            raise SettingsError(f"--set {value!r} is not understood; write --set key=value, as in --set lambda=5")
+        assignments[name.strip()] = text.strip()
+    return assignments
+
+
+def read_templates(path: Path | None) -> tuple[str, ...] | None:
+    """Context templates from a JSON list of texts."""
+    import json
+
+    if path is None:
+        return None
+    try:
+        templates = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the templates file {path} cannot be read: {error}") from error
+    if not isinstance(templates, list) or not all(isinstance(template, str) for template in templates):
+        raise SettingsError(f'{path} must hold a JSON list of texts, such as ["{{}}", "I know that. {{}}"]')
+    return tuple(templates)

@@ -1,0 +1,143 @@
+"""`bluedit patch`: look at patches, put them into checkpoints, take them out again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bluedit.cli.options import AsJson, Device, Force, Model, TrustRemoteCode
+
+if TYPE_CHECKING:
+    from bluedit.patches import Patch
+
+__all__ = ["app", "describe"]
+
+app = typer.Typer(no_args_is_help=True, help="Show, apply and revert patches.")
+
+PatchPath = Annotated[Path, typer.Argument(metavar="PATCH", help="A patch folder or .safetensors file.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The folder the checkpoint is written to.")]
+
+
+@app.command()
+def show(patch: PatchPath, as_json: AsJson = False) -> None:
+    """Show what a patch edits, how, and how large it is."""
+    from bluedit.cli import console
+    from bluedit.patches import Patch
+
+    loaded = Patch.load(patch)
+    if as_json:
+        console.emit({"patch": str(patch), **loaded.summary()})
+    else:
+        console.show(describe(loaded))
+
+
+@app.command()
+def apply(
+    patch: PatchPath,
+    model: Model,
+    out: Out,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Refuse weights the patch was not made for.")] = True,
+    device: Device = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="TYPE", help="Type of the written weights; the checkpoint's own.")
+    ] = None,
+    force: Force = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint with the patch in it. The original weights it replaces are kept beside, for `revert`."""
+    from bluedit.cli import console
+    from bluedit.files import writable_target
+    from bluedit.models import load_model
+    from bluedit.patches import Patch
+    from bluedit.patches.checkpoint import read_ledger, save_checkpoint
+
+    loaded = Patch.load(patch)
+    writable_target(out, replace=force)
+    with console.bars():
+        editable = load_model(model, device=device, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
+        read_ledger(editable, model)
+        loaded.apply(editable, check=check)
+        save_checkpoint(editable, out, replace=force)
+    _report(
+        as_json,
+        {"checkpoint": str(out), "model": model, "patch": str(patch), "weights": sorted(loaded.changes)},
+        f"written to {out}",
+    )
+
+
+@app.command()
+def revert(
+    model: Annotated[str, typer.Option("--model", "-m", help="A checkpoint folder written by `patch apply`.")],
+    out: Out,
+    patch: Annotated[
+        Path | None, typer.Argument(metavar="[PATCH]", help="Which patch to take back; the last one applied.")
+    ] = None,
+    device: Device = None,
+    force: Force = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint with a patch taken out again: the original weights, bit for bit."""
+    from bluedit.cli import console
+    from bluedit.errors import PatchError
+    from bluedit.files import writable_target
+    from bluedit.models import load_model
+    from bluedit.patches import Patch, applied_patches
+    from bluedit.patches.checkpoint import read_ledger, save_checkpoint
+
+    chosen = Patch.load(patch) if patch else None
+    writable_target(out, replace=force)
+    with console.bars():
+        editable = load_model(model, device=device, dtype="auto", trust_remote_code=trust_remote_code)
+        read_ledger(editable, model)
+        applied = applied_patches(editable)
+        if not applied:
+            raise PatchError(
+                f"{model} holds no record of an applied patch; only checkpoints written by `bluedit patch apply` do"
+            )
+        (chosen or applied[-1]).revert(editable)
+        save_checkpoint(editable, out, replace=force)
+    left = len(applied) - 1
+    _report(
+        as_json,
+        {"checkpoint": str(out), "model": model, "patches_left": left},
+        f"written to {out}; {left} patches are left in it",
+    )
+
+
+def _report(as_json: bool, document: dict[str, Any], text: str) -> None:
+    from bluedit.cli import console
+
+    if as_json:
+        console.emit(document)
+    else:
+        console.say(text)
+
+
+def describe(patch: Patch) -> Any:
+    """A patch for people: one line of what it is, its weights, its first facts."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    manifest = patch.manifest
+    settings = ", ".join(f"{name}={value:g}" for name, value in manifest.settings.items())
+    head = Text(
+        f"{len(manifest.facts)} facts edited into {manifest.model} with {manifest.method}, {manifest.strategy}, "
+        f"critical layers {', '.join(map(str, manifest.layers))}, in {manifest.seconds:.1f} s\n{settings}"
+    )
+    weights = Table("weight", "rank", "||D||", "||D|| / ||W||", "condition of C", header_style="bold")
+    for name, record in manifest.weights.items():
+        condition = "-" if record.condition is None else f"{record.condition:.1e}"
+        weights.add_row(name, str(patch.changes[name].rank), f"{record.norm:.3f}", f"{record.relative_norm:.3f}", condition)
+    steps = {record.layer: record for record in manifest.optimisation}
+    facts = Table("id", "prompt", "target", *(f"evaluations, layer {layer}" for layer in steps), header_style="bold")
+    for column, fact in enumerate(patch.facts[:20]):
+        facts.add_row(
+            fact.id, Text(fact.text), Text(fact.target), *(str(record.evaluations[column]) for record in steps.values())
+        )
+    rest = Text(f"and {len(patch.facts) - 20} more; --json lists all") if len(patch.facts) > 20 else Text("")
+    return Group(head, weights, facts, rest)

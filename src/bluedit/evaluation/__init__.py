@@ -1,0 +1,7 @@
+"""Scoring: efficacy, generalisation, specificity, with intervals."""
+
+from bluedit.evaluation.intervals import Estimate
+from bluedit.evaluation.records import protocol
+from bluedit.evaluation.scoring import SCORES, Scores, score_cases
+
+__all__ = ["SCORES", "Estimate", "Scores", "protocol", "score_cases"]

@@ -1,0 +1,45 @@
+"""The protocol tag that goes with every reported number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from bluedit.datasets.cases import Case
+from bluedit.models import EditableModel
+from bluedit.patches import Patch
+
+__all__ = ["protocol"]
+
+
+def protocol(
+    model: EditableModel, cases: Sequence[Case], *, dataset: str, patch: Patch | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """What a score was measured on, and how: dataset and record ids, edits, method and settings, model, versions.
+
+    The model's fingerprint is that of its weights as they are now: call this before a patch is applied.
+    """
+    tag: dict[str, Any] = {
+        "dataset": dataset,
+        "cases": [case.fact.id for case in cases],
+        "scoring": sorted({case.scoring for case in cases}),
+        "model": str(getattr(model.model.config, "_name_or_path", "")),
+        "model_fingerprint": model.fingerprint(),
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "seed": seed,
+        "versions": {name: metadata.version(name) for name in ("bluedit", "torch", "transformers")},
+    }
+    if patch is not None:
+        manifest = patch.manifest
+        tag["edit"] = {
+            "method": manifest.method,
+            "strategy": manifest.strategy,
+            "layers": list(manifest.layers),
+            "settings": manifest.settings,
+            "corpus": manifest.corpus,
+            "edits": len(manifest.facts),
+            "batch_size": len(manifest.facts),
+            "evaluated": "after the last batch",
+        }
+    return tag

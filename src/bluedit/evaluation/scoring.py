@@ -1,0 +1,179 @@
+"""Efficacy, generalisation, specificity, and their accuracy variants.
+
+A prompt and a target make a query; all queries of all cases are answered together, in batches of like length, each
+distinct one once. What a case needs of the answers is then read off.
+
+Shapes: T target tokens over a batch's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from bluedit.datasets.cases import Case
+from bluedit.errors import DatasetError
+from bluedit.evaluation.intervals import Estimate, bootstrap, share
+from bluedit.models import EditableModel, Row, batches
+
+__all__ = ["SCORES", "Answer", "Scores", "answer_queries", "score_cases"]
+
+SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
+"""The scores in the order they are reported: efficacy, generalisation (paraphrases), specificity (neighborhood), their
+harmonic mean, and the accuracy variants of the first three."""
+
+_TOKEN_BUDGET = 8192
+
+
+class Answer(NamedTuple):
+    """How a model answers a prompt with a target, teacher forced.
+
+    - `log_prob`: mean log-probability per target token, in nats.
+    - `correct`: for each target token, whether it is the argmax.
+    """
+
+    log_prob: float
+    correct: tuple[bool, ...]
+
+
+Query = tuple[str, str]
+
+
+def answer_queries(
+    model: EditableModel,
+    queries: Sequence[Query],
+    *,
+    token_budget: int = _TOKEN_BUDGET,
+    progress: Callable[[int], object] | None = None,
+) -> dict[Query, Answer]:
+    """Answer (prompt, target) pairs, each distinct one once.
+
+    **Arguments**
+
+    - `token_budget`: padded tokens in one forward pass, at most.
+    - `progress`: called with the number of queries answered, after each batch.
+
+    **Cost**: one forward pass over each distinct pair; logits at target tokens only.
+    """
+    distinct = list(dict.fromkeys(queries))
+    prompts = dict(zip(names := list(dict.fromkeys(prompt for prompt, _ in distinct)), model.text.prompts(names), strict=True))
+    targets = {target: model.text.target(target) for target in dict.fromkeys(target for _, target in distinct)}
+    rows = [Row(prompts[prompt] + targets[target][:-1], target=targets[target]) for prompt, target in distinct]
+    answers: dict[Query, Answer] = {}
+    with model.frozen(), torch.no_grad():
+        for batch in batches(rows, model.device, token_budget):
+            rows_T, positions_T, tokens_T = batch.target_index()
+            with model.head_at(rows_T, positions_T):
+                log_probs_TV = model.forward(batch)[0].float().log_softmax(-1)
+            chosen_T = log_probs_TV.gather(1, tokens_T[:, None])[:, 0].tolist()
+            correct_T = (log_probs_TV.argmax(-1) == tokens_T).tolist()
+            start = 0
+            for index, row in zip(batch.order, batch.rows, strict=True):
+                end = start + len(row.target)
+                answers[distinct[index]] = Answer(sum(chosen_T[start:end]) / (end - start), tuple(correct_T[start:end]))
+                start = end
+            if progress is not None:
+                progress(len(batch.rows))
+    return answers
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores over cases, and what they are made of.
+
+    - `estimates`: per score its value and interval in percent. A score that no case has the data for is absent.
+    - `cases`: per case its id and, per score, its outcomes in [0, 1].
+    """
+
+    estimates: Mapping[str, Estimate]
+    cases: tuple[tuple[str, Mapping[str, tuple[float, ...]]], ...]
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.estimates[name]
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """The `scores` entry of a JSON result."""
+        return {name: estimate.as_dict() for name, estimate in self.estimates.items()}
+
+
+def score_cases(model: EditableModel, cases: Sequence[Case], *, progress: Callable[[int, int], object] | None = None) -> Scores:
+    """Score a model on cases, as it is now.
+
+    CounterFact and the user's own files (`probability`): ES is the share of rewrite prompts with P(new) > P(true), PS the
+    same on paraphrases, NS the share of neighborhood prompts with P(true) > P(new); P is the mean log-probability per
+    target token. zsRE (`token_accuracy`): the share of target tokens that are the argmax. EA, PA and NA: the whole target
+    is the greedy answer. S is the harmonic mean of ES, PS and NS.
+
+    **Arguments**
+
+    - `progress`: called as `progress(done, total)` in queries.
+
+    **Raises** :class:`~bluedit.errors.DatasetError` when there is no case.
+    """
+    if not cases:
+        raise DatasetError("evaluation", ["there are no cases to score"])
+    queries = [query for case in cases for query in _queries(case)]
+    total = len(set(queries))
+    answers = answer_queries(model, queries, progress=None if progress is None else lambda done: progress(done, total))
+    outcomes = tuple((case.fact.id, _outcomes(case, answers)) for case in cases)
+    estimates: dict[str, Estimate] = {}
+    for name in SCORES:
+        if name == "S":
+            if harmonic := _harmonic([values for _, values in outcomes]):
+                estimates[name] = harmonic
+        elif have := [values[name] for _, values in outcomes if name in values]:
+            estimates[name] = share(have)
+    return Scores(estimates, outcomes)
+
+
+def _queries(case: Case) -> list[Query]:
+    compared = [case.fact.target, *([case.true_target] if case.true_target else [])]
+    queries = [(prompt, target) for prompt in (case.fact.text, *case.paraphrases) for target in compared]
+    if case.neighborhood_target:
+        kept = [case.neighborhood_target, *([case.fact.target] if case.scoring == "probability" else [])]
+        queries += [(prompt, target) for prompt in case.neighborhood for target in kept]
+    return queries
+
+
+def _outcomes(case: Case, answers: Mapping[Query, Answer]) -> dict[str, tuple[float, ...]]:
+    """A case's outcomes by score; scores that it has no data for are left out."""
+    new, true, kept = case.fact.target, case.true_target, case.neighborhood_target
+
+    def whole(prompts: Sequence[str], target: str) -> tuple[float, ...]:
+        return tuple(float(all(answers[prompt, target].correct)) for prompt in prompts)
+
+    def tokens(prompts: Sequence[str], target: str) -> tuple[float, ...]:
+        return tuple(float(np.mean(answers[prompt, target].correct)) for prompt in prompts)
+
+    def prefers(prompts: Sequence[str], one: str, other: str) -> tuple[float, ...]:
+        return tuple(float(answers[prompt, one].log_prob > answers[prompt, other].log_prob) for prompt in prompts)
+
+    rewrite, paraphrases, neighborhood = (case.fact.text,), case.paraphrases, case.neighborhood
+    found = {"EA": whole(rewrite, new), "PA": whole(paraphrases, new)}
+    if case.scoring == "token_accuracy":
+        found |= {"ES": tokens(rewrite, new), "PS": tokens(paraphrases, new)}
+    elif true:
+        found |= {"ES": prefers(rewrite, new, true), "PS": prefers(paraphrases, new, true)}
+    if kept:
+        found["NA"] = whole(neighborhood, kept)
+        found["NS"] = tokens(neighborhood, kept) if case.scoring == "token_accuracy" else prefers(neighborhood, kept, new)
+    return {name: outcomes for name, outcomes in found.items() if outcomes}
+
+
+def _harmonic(cases: Sequence[Mapping[str, tuple[float, ...]]]) -> Estimate | None:
+    """S, bootstrapped over cases; None where one of its parts is missing."""
+    parts = np.array([[np.mean(case[name]) if name in case else np.nan for name in ("ES", "PS", "NS")] for case in cases])
+    if np.isnan(parts).all(axis=0).any():
+        return None
+
+    def statistic(chosen: Any) -> float:
+        with np.errstate(invalid="ignore"):
+            sums, counts = np.nansum(parts[chosen], axis=0), (~np.isnan(parts[chosen])).sum(axis=0)
+        means = sums / np.maximum(counts, 1)
+        return float(len(means) / np.sum(1 / means)) if (means > 0).all() else 0.0
+
+    return bootstrap(len(cases), statistic)
