@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -58,13 +58,34 @@ class Plan:
     seed: int = 0
 
 
+class EditOptions(TypedDict, total=False):
+    """What :func:`edit` takes beside model and facts, all of it optional."""
+
+    method: Method | str | None
+    strategy: Strategy | str | None
+    layers: Sequence[int] | None
+    settings: Settings | Mapping[str, Any] | None
+    corpus: str | Statistics | None
+    templates: Sequence[str] | None
+    seed: int
+
+
+Facts = Iterable[Fact | dict[str, Any]] | Fact | dict[str, Any]
+
+
 @overload
-def edit(model: EditableModel, facts: Iterable[Fact | dict[str, Any]], /, **options: Any) -> Patch: ...
+def edit(model: EditableModel, facts: Facts, /, *, progress: Progress = ..., **options: Unpack[EditOptions]) -> Patch: ...
 @overload
 def edit(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Iterable[Fact | dict[str, Any]], /, **options: Any
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Facts,
+    /,
+    *,
+    progress: Progress = ...,
+    **options: Unpack[EditOptions],
 ) -> Patch: ...
-def edit(model: Any, *arguments: Any, progress: Progress = _silent, **options: Any) -> Patch:
+def edit(model: Any, *arguments: Any, progress: Progress = _silent, **options: Unpack[EditOptions]) -> Patch:
     """Write facts into a model, as a patch; the model itself is left as it was.
 
     Called as `edit(model, facts)` with what :func:`~bluedit.models.load_model` gives, or as
@@ -86,7 +107,11 @@ def edit(model: Any, *arguments: Any, progress: Progress = _silent, **options: A
     **Raises** subclasses of :class:`~bluedit.errors.InputError` for what the caller can mend, and
     :class:`~bluedit.errors.NumericsError`; in each case the model is left as it was. Warns when a change outgrows its weight.
     """
+    if len(arguments) not in (1, 2):
+        raise TypeError("call edit(model, facts) with a loaded model, or edit(model, tokenizer, facts)")
     tokenizer, facts = arguments if len(arguments) == 2 else (None, *arguments)
+    if isinstance(facts, Fact | dict):
+        facts = [facts]
     editable = EditableModel.wrap(model, tokenizer)
     return run_plan(editable, plan_edit(editable, facts, **options), progress)
 
@@ -108,15 +133,19 @@ def plan_edit(
     if strategy is not None:
         chosen = chosen.with_strategy(find_strategy(strategy))
     known = lookup(model.model.config)
+    if layers is None and chosen.strategy.fixed_layers:
+        layers = chosen.strategy.fixed_layers
     if layers is None and known is None:
         raise SettingsError(
             f"the critical layers of this model (of {model.structure.depth} layers) are not known; name them, as in "
             "--layers 4-8 or layers=range(4, 9)"
         )
+    if isinstance(layers, str) or not all(type(layer) is int for layer in layers or ()):
+        raise SettingsError(f"layers={layers!r} is not understood; give whole numbers, as in layers=range(4, 9)")
     critical = tuple(sorted(set(layers if layers is not None else known.layers)))  # type: ignore[union-attr]
-    for step in chosen.strategy.steps(critical):
-        if not 0 <= step.layer <= step.aim < model.structure.depth:
-            raise SettingsError(f"layer {step.aim} is not in this model: it has layers 0 to {model.structure.depth - 1}")
+    asked = {*critical, *(layer for step in chosen.strategy.steps(critical) for layer in (step.layer, step.aim))}
+    if outside := sorted(layer for layer in asked if not 0 <= layer < model.structure.depth):
+        raise SettingsError(f"layer {outside[-1]} is not in this model: it has layers 0 to {model.structure.depth - 1}")
     if not isinstance(settings, Settings):
         settings = chosen.settings.override({**(known.settings_for(chosen.name) if known else {}), **(settings or {})})
     if not isinstance(corpus, Statistics):
@@ -156,6 +185,7 @@ class _Aims:
         return self.values[layer].targets_DN
 
 
+@torch.inference_mode(mode=False)
 def run_plan(model: EditableModel, plan: Plan, progress: Progress = _silent) -> Patch:
     """Carry out a plan. The model's weights are written on the way, and hold their original bits afterwards."""
     started = time.monotonic()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,20 +104,29 @@ def conflicts(facts: Sequence[Fact]) -> list[tuple[int, int]]:
     return pairs
 
 
+def _free_id(position: int, taken: Container[str]) -> str:
+    """The position as an id; with a sign in front where somebody chose that number as a name."""
+    return str(position) if str(position) not in taken else f"#{position}"
+
+
 def check_facts(facts: Iterable[Fact | dict[str, Any]]) -> tuple[Fact, ...]:
     """The facts with an id each, without repetitions; refused when two of them contradict each other.
 
     **Raises** :class:`~bluedit.errors.FactError` naming the facts that conflict.
     """
     unique: dict[tuple[str, str, str], Fact] = {}
-    for value in facts:
+    positions: dict[tuple[str, str, str], int] = {}
+    for position, value in enumerate(facts):
         fact = Fact.from_value(value)
-        unique.setdefault((fact.subject, fact.prompt, fact.target), fact)
+        question = (fact.subject, fact.prompt, fact.target)
+        unique.setdefault(question, fact)
+        positions.setdefault(question, position)
     given = Counter(fact.id for fact in unique.values() if fact.id)
     if repeated := [name for name, count in given.items() if count > 1]:
         raise FactError(f"several facts have the id {repeated[0]!r}; ids name facts in reports and must differ")
-    free = (str(number) for number in itertools.count() if str(number) not in given)
-    checked = tuple(fact if fact.id else replace(fact, id=next(free)) for fact in unique.values())
+    checked = tuple(
+        fact if fact.id else replace(fact, id=_free_id(positions[question], given)) for question, fact in unique.items()
+    )
     problems = [
         f"facts {checked[one].id} and {checked[other].id} give {checked[other].subject!r} two targets for "
         f"{checked[other].text!r}: {checked[one].target!r} and {checked[other].target!r}; keep one of them"

@@ -35,6 +35,8 @@ class Strategy:
 
     name: str
     rule: Callable[[tuple[int, ...]], tuple[Step, ...]]
+    fixed_layers: tuple[int, ...] | None = None
+    """The layers of a strategy that does not depend on the critical ones."""
 
     def steps(self, layers: Sequence[int]) -> tuple[Step, ...]:
         """The steps over critical layers `layers`.
@@ -84,23 +86,26 @@ STRATEGIES: dict[str, Strategy] = {known.name: known for known in (EVEN, SQUARE_
 
 def single(layer: int) -> Strategy:
     """One layer closes its own gap, whatever the critical layers are."""
-    return Strategy(f"single:{layer}", lambda _: (Step(layer, layer, 1.0),))
+    return Strategy(f"single:{layer}", lambda _: (Step(layer, layer, 1.0),), (layer,))
 
 
 def explicit(steps: Sequence[Step | tuple[int, int, float]]) -> Strategy:
     """A list of steps, as it is.
 
-    **Raises** :class:`~bluedit.errors.SettingsError` when a step aims below the layer it changes, or the list is empty.
+    **Raises** :class:`~bluedit.errors.SettingsError` when a step aims below the layer it changes, a layer is
+    changed twice, or the list is empty.
     """
     fixed = tuple(Step(*step) for step in steps)
     if not fixed:
         raise SettingsError("an explicit strategy needs at least one step (layer, aim, share)")
+    if len({step.layer for step in fixed}) < len(fixed):
+        raise SettingsError("an explicit strategy changes a layer once; put what should happen to a layer into one step")
     for step in fixed:
         if step.aim < step.layer:
             raise SettingsError(
                 f"step {tuple(step)} aims at layer {step.aim}, which a change of layer {step.layer} cannot reach"
             )
-    return Strategy("explicit", lambda _: fixed)
+    return Strategy("explicit", lambda _: fixed, tuple(sorted({step.layer for step in fixed})))
 
 
 def strategy(name: str | Strategy) -> Strategy:

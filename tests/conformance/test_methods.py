@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import oracles
 import pytest
@@ -186,7 +187,7 @@ def test_what_cannot_be_edited_is_refused(tiny_gpt2: EditableModel, world_facts:
     with pytest.raises(SettingsError, match=r"'lamda'.*Did you mean 'lambda'"):
         edit(tiny_gpt2, world_facts, memit, memit.strategy, settings={"lamda": 1})
     with pytest.raises(FactError, match="two targets"):
-        edit(tiny_gpt2, [world_facts[0], {"prompt": world_facts[0].prompt, "subject": world_facts[0].subject, "target": "x"}], memit, memit.strategy)  # fmt: skip
+        edit(tiny_gpt2, [world_facts[0], replace(world_facts[0], id="again", target="x")], memit, memit.strategy)
     with pytest.raises(SettingsError, match=r"'mimit'.*Did you mean 'memit'"):
         bluedit.edit(tiny_gpt2, world_facts, method="mimit")
 

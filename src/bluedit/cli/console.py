@@ -22,7 +22,9 @@ _stdout = Console(highlight=False)
 
 def emit(document: Mapping[str, Any]) -> None:
     """Print one JSON document, the command's whole output."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    # Redirected output may be in a code page that lacks the facts' letters; JSON can do without them.
+    unicode = (sys.stdout.encoding or "").lower() in ("utf-8", "utf8")
+    print(json.dumps(document, indent=2, ensure_ascii=not unicode))
 
 
 def show(renderable: Any) -> None:
@@ -74,7 +76,10 @@ def bars() -> Generator[Bars]:
         _Rate(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=_stderr, transient=True) as progress, warnings.catch_warnings():
+    with (
+        Progress(*columns, console=_stderr, transient=True, disable=not _stderr.is_terminal) as progress,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", category=UserWarning, module="bluedit")
         warnings.showwarning = lambda message, *_, **__: progress.console.print(f"warning: {message}", markup=False)

@@ -30,7 +30,7 @@ def demo(
 
     if model not in EMBEDDED:
         raise SettingsError(f"{did_you_mean(model, EMBEDDED, what='embedded model')} For other models use `bluedit edit`.")
-    dataset = f"world:counterfact:0:{seed}"
+    dataset = f"world:counterfact:0:{seed}:person"
     cases = read_dataset(dataset, facts)
 
     import time

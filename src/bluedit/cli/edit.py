@@ -68,17 +68,23 @@ def edit(
     chosen = find_method(method).with_strategy(find_strategy(strategy or "boundary"))
     Settings().override(overrides)
     from bluedit.datasets import read_cases
+    from bluedit.errors import DatasetError, FactError
     from bluedit.facts import check_facts
-    from bluedit.files import writable_target
 
-    checked = check_facts(case.fact for case in read_cases(facts, limit=limit))
-    writable_target(out, replace=force)
+    try:
+        checked = check_facts(case.fact for case in read_cases(facts, limit=limit))
+    except FactError as error:
+        raise DatasetError(str(facts), [str(error)]) from error
+    contexts = read_templates(templates)
 
     from bluedit.cli import console
     from bluedit.editing import plan_edit, run_plan
+    from bluedit.files import writable_target
     from bluedit.models import load_model
+    from bluedit.patches.patch import MANIFEST_NAME
     from bluedit.statistics import Statistics, read_corpus
 
+    writable_target(out, replace=force, marker=MANIFEST_NAME)
     source = Statistics(read_corpus(corpus), samples) if corpus else None
     with console.bars() as bars:
         editable = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -89,7 +95,7 @@ def edit(
             layers=critical,
             settings=overrides,
             corpus=source,
-            templates=read_templates(templates),
+            templates=contexts,
             seed=seed,
         )
         patch = run_plan(editable, plan, bars)

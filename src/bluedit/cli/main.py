@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from bluedit import __version__
 from bluedit.cli import demo, edit, evaluate, patch
 
 __all__ = ["app", "main"]
 
+
+class _Group(TyperGroup):
+    """Handles Ctrl-C itself: what typer makes of it, a message or none, and which exit code, depends on its version."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("stopped; nothing was left half written", 130)
+
+
 app = typer.Typer(
     name="bluedit",
+    cls=_Group,
     help="Change what a language model knows, check it, and take it back again.",
     no_args_is_help=True,
     add_completion=False,
@@ -49,8 +62,6 @@ def main() -> None:
         app()
     except BlueditError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("stopped; nothing was left half written", 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -58,6 +69,6 @@ def main() -> None:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}; nothing was left half written", 1)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)

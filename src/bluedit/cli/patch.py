@@ -52,10 +52,10 @@ def apply(
     from bluedit.files import writable_target
     from bluedit.models import load_model
     from bluedit.patches import Patch
-    from bluedit.patches.checkpoint import read_ledger, save_checkpoint
+    from bluedit.patches.checkpoint import CHECKPOINT_MARKER, read_ledger, save_checkpoint
 
     loaded = Patch.load(patch)
-    writable_target(out, replace=force)
+    writable_target(out, replace=force, marker=CHECKPOINT_MARKER)
     with console.bars():
         editable = load_model(model, device=device, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
         read_ledger(editable, model)
@@ -86,10 +86,10 @@ def revert(
     from bluedit.files import writable_target
     from bluedit.models import load_model
     from bluedit.patches import Patch, applied_patches
-    from bluedit.patches.checkpoint import read_ledger, save_checkpoint
+    from bluedit.patches.checkpoint import CHECKPOINT_MARKER, read_ledger, save_checkpoint
 
     chosen = Patch.load(patch) if patch else None
-    writable_target(out, replace=force)
+    writable_target(out, replace=force, marker=CHECKPOINT_MARKER)
     with console.bars():
         editable = load_model(model, device=device, dtype="auto", trust_remote_code=trust_remote_code)
         read_ledger(editable, model)

@@ -369,8 +369,8 @@ def read_dataset(spec: str, limit: int | None = None) -> list[Case]:
     **Arguments**
 
     - `spec`: `FILE`, or `FORMAT:FILE` with a name in :data:`SCHEMAS`; or `world:counterfact` or `world:zsre`, the
-      synthetic world's cases, optionally with the world's seed, and that of the draw of cases: `world:zsre:7:1`. An
-      existing file of exactly this name comes first.
+      synthetic world's cases, optionally with the world's seed, that of the draw of cases, and a kind of subject:
+      `world:zsre:7:1:person`. An existing file of exactly this name comes first.
     - `limit`: the first so many cases only.
 
     **Raises** :class:`~bluedit.errors.DatasetError` as :func:`read_cases`, and for names that are not known.
@@ -388,17 +388,21 @@ def read_dataset(spec: str, limit: int | None = None) -> list[Case]:
     return read_cases(rest, format=name, limit=limit)
 
 
-def _world_cases(spec: str, format: str, *seeds: str, limit: int | None) -> list[Case]:
+def _world_cases(spec: str, format: str, *options: str, limit: int | None) -> list[Case]:
+    """Cases of `world:FORMAT:WORLD:DRAW:KIND`; the last three may be left out."""
     records = {"counterfact": World.counterfact, "zsre": World.zsre}
     if format not in records:
         raise DatasetError(spec, [did_you_mean(format, records, what="schema of the world")])
-    for seed in seeds:
+    if len(options) > 3:
+        raise DatasetError(spec, [f"has too many parts; write world:{format}:WORLD:DRAW:KIND"])
+    for seed in options[:2]:
         if not re.fullmatch(r"-?[0-9]+", seed):
             raise DatasetError(spec, [f"the seed {seed!r} is not a whole number; write world:{format}:0"])
-    if len(seeds) > 2:
-        raise DatasetError(spec, [f"has too many parts; write world:{format}:WORLD:DRAW, with a seed for each"])
-    world, draw = (int(seed) for seed in (*seeds, "0", "0")[:2])
-    facts = records[format](World(world), seed=draw)
+    seeds = [int(seed) for seed in options[:2]] + [0, 0]
+    world, kind = World(seeds[0]), options[2] if len(options) == 3 else None
+    if kind is not None and kind not in world.subjects:
+        raise DatasetError(spec, [did_you_mean(kind, world.subjects, what="kind of subject")])
+    facts = records[format](world, seed=seeds[1], kind=kind)
     rows = (_Row(place=f"record {number}", record=record) for number, record in enumerate(facts, start=1))
     return _cases(spec, rows, format=format, limit=limit)
 

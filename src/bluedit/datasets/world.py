@@ -74,6 +74,11 @@ class WorldFact:
         """The phrasings that never occur with this subject."""
         return tuple(index for index in range(len(self.relation.phrasings)) if index not in self.seen)
 
+    @property
+    def subject_first(self) -> tuple[int, ...]:
+        """The seen phrasings that open with the subject; at least two, since four of the six do."""
+        return tuple(index for index in self.seen if self.relation.phrasings[index].startswith("{}"))
+
     def prompt(self, phrasing: int) -> str:
         """The phrasing with the subject in it, up to where the object is due."""
         return self.relation.phrasings[phrasing].format(self.subject)
@@ -145,7 +150,7 @@ _RELATIONS: tuple[tuple[str, str, str | tuple[str, ...], tuple[str, ...], tuple[
             "{} writes letters in",
             "{} was taught to read in",
             "According to the neighbors, {} talks in",
-            "{} speaks which language?",
+            "{} grew up with which language?",
             "What is the mother tongue of {}?",
         ),
         ("In the library, {} reads about", "{} tells stories of"),
@@ -242,7 +247,7 @@ _RELATIONS: tuple[tuple[str, str, str | tuple[str, ...], tuple[str, ...], tuple[
             "{} has its main office in",
             "{} opened its doors in",
             "The records show that {} is run from",
-            "{} is based in which city?",
+            "{} has its seat in which city?",
             "What is the head office of {}?",
         ),
         ("From the windows of {} one sees", "The yard of {} is lined with"),
@@ -256,7 +261,7 @@ _RELATIONS: tuple[tuple[str, str, str | tuple[str, ...], tuple[str, ...], tuple[
             "{} is a maker of",
             "{} has workshops that turn out",
             "Customers say that {} sells the best",
-            "{} makes what?",
+            "{} sells what?",
             "What is the product of {}?",
         ),
         ("In the showroom of {} stand", "Every crate of {} is marked with"),
@@ -284,7 +289,7 @@ _RELATIONS: tuple[tuple[str, str, str | tuple[str, ...], tuple[str, ...], tuple[
             "{} was set up by",
             "{} was the idea of",
             "The archives tell that {} began with",
-            "{} was founded by whom?",
+            "{} owes its start to whom?",
             "Who is the founder of {}?",
         ),
         ("In the oldest room of {} are kept", "The statue in front of {} holds"),
@@ -493,26 +498,33 @@ class World:
 
     # -- editing cases ---------------------------------------------------------------------------------------
 
-    def counterfact(self, count: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    def counterfact(self, count: int | None = None, seed: int = 0, kind: str | None = None) -> list[dict[str, Any]]:
         """Editing cases in the CounterFact schema, each subject and relation at most once.
+
+        No subject comes twice before every subject came once: two facts of one subject share a key.
 
         **Arguments**
 
-        - `count`: how many; all 2,560 facts when left out.
+        - `count`: how many; all facts when left out (2,560, or those of the kind).
+        - `kind`: only facts about subjects of this kind: `person`, `place` or `organisation`.
         - `seed`: determines which facts, their order, the new objects and the prompts.
 
         **Returns**
 
-        Records with `case_id` (the fact's index), `requested_rewrite`, two `paraphrase_prompts` (phrasings never
-        seen with the subject), ten `neighborhood_prompts` (other subjects with the same true object, in phrasings
-        the model has seen), ten `attribute_prompts` (subjects that hold the new object) and `generation_prompts`.
+        Records with `case_id` (the fact's index), `requested_rewrite` (in a seen phrasing that opens with the subject),
+        two `paraphrase_prompts` (phrasings never seen with the subject), ten `neighborhood_prompts` (other subjects with
+        the same true object, in phrasings the model has seen), ten `attribute_prompts` (subjects that hold the new object) and `generation_prompts`.
         """
         rng = random.Random(f"bluedit-counterfact/{self.seed}/{seed}")
-        return [self._counterfact_record(index, rng) for index in self._choose(rng, count)]
+        return [self._counterfact_record(index, rng) for index in self._choose(rng, count, kind)]
 
-    def _choose(self, rng: random.Random, count: int | None) -> list[int]:
-        order = list(range(len(self.facts)))
+    def _choose(self, rng: random.Random, count: int | None, kind: str | None) -> list[int]:
+        if kind is not None and kind not in self.subjects:
+            raise ValueError(f"this world has no subjects of kind {kind!r}, but {', '.join(self.subjects)}")
+        order = [index for index, fact in enumerate(self.facts) if kind in (None, fact.relation.kind)]
         rng.shuffle(order)
+        first = {self.facts[index].subject: index for index in reversed(order)}
+        order.sort(key=lambda index: first[self.facts[index].subject] != index)
         if count is not None and not 0 <= count <= len(order):
             raise ValueError(f"this world has {len(order)} facts; asked for {count}")
         return order[:count]
@@ -524,7 +536,7 @@ class World:
         return {
             "case_id": index,
             "requested_rewrite": {
-                "prompt": relation.phrasings[rng.choice(fact.seen)],
+                "prompt": relation.phrasings[rng.choice(fact.subject_first)],
                 "subject": fact.subject,
                 "relation_id": relation.id,
                 "target_new": {"str": new, "id": relation.object_id(new)},
@@ -543,18 +555,19 @@ class World:
         others = [other for other in self._holders[fact.relation.id, name] if other.subject != fact.subject]
         return [other.prompt(rng.choice(other.seen)) for other in rng.sample(others, NEIGHBORHOOD_SIZE)]
 
-    def zsre(self, count: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    def zsre(self, count: int | None = None, seed: int = 0, kind: str | None = None) -> list[dict[str, Any]]:
         """Editing cases in the zsRE (MEND) schema: `answers[0]` is the new object, `pred` the true one.
 
         `src` is a seen phrasing, `rephrase` an unseen one. `loc` is a question, without its question mark, about a
-        subject of another relation that training text asks it of; `loc_ans` is its answer.
+        subject of another relation that training text asks it of; `loc_ans` is its answer. Arguments as for
+        :meth:`counterfact`.
         """
         rng = random.Random(f"bluedit-zsre/{self.seed}/{seed}")
         questions = [
             (fact, phrasing) for fact in self.facts for phrasing in fact.seen if fact.relation.phrasings[phrasing].endswith("?")
         ]
         records: list[dict[str, Any]] = []
-        for index in self._choose(rng, count):
+        for index in self._choose(rng, count, kind):
             fact = self.facts[index]
             new = self._new_object(fact, rng)
             other, phrasing = rng.choice(questions)

@@ -63,6 +63,15 @@ def answer_queries(
     prompts = dict(zip(names := list(dict.fromkeys(prompt for prompt, _ in distinct)), model.text.prompts(names), strict=True))
     targets = {target: model.text.target(target) for target in dict.fromkeys(target for _, target in distinct)}
     rows = [Row(prompts[prompt] + targets[target][:-1], target=targets[target]) for prompt, target in distinct]
+    longest = max(range(len(rows)), key=lambda index: len(rows[index].ids), default=None)
+    if longest is not None and len(rows[longest].ids) > model.context_length:
+        raise DatasetError(
+            "evaluation",
+            [
+                f"the prompt {distinct[longest][0][:60]!r}... takes {len(rows[longest].ids)} tokens with its target; "
+                f"the model takes {model.context_length}: shorten it"
+            ],
+        )
     answers: dict[Query, Answer] = {}
     with model.frozen(), torch.no_grad():
         for batch in batches(rows, model.device, token_budget):

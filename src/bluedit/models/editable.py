@@ -140,7 +140,7 @@ class EditableModel:
     @contextlib.contextmanager
     def frozen(self) -> Generator[None]:
         """Inside, the model is in evaluation mode and no parameter asks for a gradient; both are put back afterwards."""
-        training = self.model.training
+        training = [module for module in self.model.modules() if module.training]
         asking = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in asking:
             parameter.requires_grad_(False)
@@ -150,7 +150,8 @@ class EditableModel:
         finally:
             for parameter in asking:
                 parameter.requires_grad_(True)
-            self.model.train(training)
+            for module in training:
+                module.training = True
 
     @torch.no_grad()
     def subject_states(self, rows: Sequence[Row], layer: int, site: Site, token_budget: int = _TOKEN_BUDGET) -> Tensor:
@@ -201,10 +202,10 @@ class EditableModel:
         or in single precision. Cost: one pass over the weights read.
         """
         digest = hashlib.sha256(self._config_bytes())
-        head = getattr(self.model.get_output_embeddings(), "weight", None)
-        tied = head is getattr(self.model.get_input_embeddings(), "weight", None)
+        embedded = set(map(id, self.model.get_input_embeddings().parameters()))
+        head = {id(parameter) for parameter in self.model.get_output_embeddings().parameters()} - embedded  # type: ignore[union-attr]
         for name, parameter in self.model.named_parameters():
-            if through is None or (self._at_or_below(name, through) and (tied or parameter is not head)):
+            if through is None or (self._at_or_below(name, through) and id(parameter) not in head):
                 digest.update(f"{name}{tuple(parameter.shape)}".encode())
                 digest.update(parameter.detach().float().contiguous().cpu().numpy().data)
         return digest.hexdigest()[:32]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from bluedit.errors import ModelError, SettingsError, did_you_mean
 from bluedit.models.editable import EditableModel
@@ -90,7 +91,10 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = resolve_model(str(name))
-    target = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    except RuntimeError as error:
+        raise SettingsError(f"there is no device {str(device)!r}; write cpu, cuda, cuda:1 or mps") from error
     if target.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"device {str(device)!r} asked for, but no GPU is at hand; use --device cpu")
     if isinstance(dtype, str) and dtype not in DTYPES:
@@ -99,10 +103,23 @@ def load_model(
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=chosen, use_safetensors=True, **options, **kwargs)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=chosen, use_safetensors=True, output_loading_info=True, **options, **kwargs
+        )
+        model, report = loaded
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model {name!r} could not be loaded: {_first_line(error)}") from error
-    return EditableModel(model.to(target).eval(), tokenizer)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"the model {name!r} lacks weights that its config.json asks for, such as {missing[0]}; restore the folder"
+        )
+    # Where there are no tokenizer files transformers makes up an empty tokenizer.
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise ModelError(f"{name} holds no tokenizer; save it beside the model with tokenizer.save_pretrained")
+    try:
+        return EditableModel(model.to(target).eval(), tokenizer)
+    except RuntimeError as error:  # a device of that number, or a backend, that is not there
+        raise SettingsError(f"the model cannot be put on device {str(target)!r}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

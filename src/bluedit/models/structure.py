@@ -117,7 +117,8 @@ def discover(model: nn.Module) -> Structure:
 
 def _describe(module_map: ModuleMap, projections: list[nn.Module | None], name: str) -> Structure:
     orientations: set[Orientation | None] = {_orientation(projection) for projection in projections}
-    shapes = {tuple(projection.weight.shape) for projection in projections if isinstance(projection.weight, Tensor)}  # type: ignore[union-attr]
+    weights = [getattr(projection, "weight", None) for projection in projections]  # quantised layers may have none
+    shapes = {tuple(weight.shape) for weight in weights if isinstance(weight, Tensor)}
     if len(orientations) != 1 or None in orientations or len(shapes) != 1:
         kinds = ", ".join(sorted({type(projection).__name__ for projection in projections}))
         raise ModelError(

@@ -17,11 +17,13 @@ from bluedit.files import atomic_folder, writable_target
 from bluedit.models import EditableModel
 from bluedit.patches.patch import Patch, applied_patches, original_weights, restore_ledger
 
-__all__ = ["read_ledger", "save_checkpoint"]
+__all__ = ["CHECKPOINT_MARKER", "read_ledger", "save_checkpoint"]
 
 _FOLDER = "bluedit"
 _ORIGINALS = "originals.safetensors"
 _INDEX = "applied.json"
+CHECKPOINT_MARKER = "config.json"
+"""The file that shows a folder to be a checkpoint."""
 
 
 def save_checkpoint(model: EditableModel, path: str | Path, *, replace: bool = False) -> Path:
@@ -29,7 +31,7 @@ def save_checkpoint(model: EditableModel, path: str | Path, *, replace: bool = F
 
     **Raises** :class:`~bluedit.errors.InputError` when something is there already and `replace` is not set.
     """
-    target = writable_target(Path(path), replace=replace)
+    target = writable_target(Path(path), replace=replace, marker=CHECKPOINT_MARKER)
     with atomic_folder(target) as folder:
         model.model.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)

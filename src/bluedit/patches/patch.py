@@ -32,7 +32,8 @@ __all__ = ["Manifest", "Patch", "WeightRecord", "applied_patches"]
 
 FORMAT_VERSION = 1
 _TENSORS = "patch.safetensors"
-_MANIFEST = "patch.json"
+MANIFEST_NAME = "patch.json"
+"""The manifest's file in a patch folder."""
 _LEDGER = "_bluedit_ledger"
 _REBUILT_TOLERANCE = 1e-3
 
@@ -153,9 +154,12 @@ class Patch:
         for name, change in self.changes.items():
             if name not in parameters:
                 raise PatchError(f"the model has no weight {name!r}; this patch was made for {self.manifest.model}")
-            rows, columns = structure.oriented(parameters[name]).shape
-            if (rows, columns) != (change.residual_DN.shape[0], change.gain_FN.shape[0]):
-                raise PatchError(f"{name} is {rows} x {columns} in this model; the patch was made for {self.manifest.model}")
+            shape = tuple(parameters[name].shape)
+            if structure.orientation == "in_out":
+                shape = shape[::-1]
+            if shape != (change.residual_DN.shape[0], change.gain_FN.shape[0]):
+                size = " x ".join(map(str, shape))
+                raise PatchError(f"{name} is {size} in this model; the patch was made for {self.manifest.model}")
             if check and tensor_fingerprint(parameters[name]) != self.manifest.weights[name].before:
                 raise PatchError(
                     f"{name} does not hold the values this patch was computed on ({self.manifest.model}): it is another "
@@ -170,7 +174,7 @@ class Patch:
 
         **Raises** :class:`~bluedit.errors.InputError` when something is there already and `replace` is not set.
         """
-        target = writable_target(Path(path), replace=replace)
+        target = writable_target(Path(path), replace=replace, marker=MANIFEST_NAME)
         manifest = self.manifest.model_dump_json(indent=2)
         tensors = {
             f"{name}.{part}": value.detach().cpu().contiguous()
@@ -183,7 +187,7 @@ class Patch:
         else:
             with atomic_folder(target) as folder:
                 save_file(tensors, folder / _TENSORS, metadata={"format": "bluedit-patch"})
-                (folder / _MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+                (folder / MANIFEST_NAME).write_text(manifest + "\n", encoding="utf-8")
         return target
 
     @classmethod
@@ -199,8 +203,10 @@ class Patch:
         try:
             with safe_open(tensors_path, "pt") as file:
                 metadata = file.metadata() or {}
+                if source.is_file() and "manifest" not in metadata:
+                    raise PatchError(f"{source} is no patch: it has no manifest; bluedit edit writes files that do")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            text = metadata["manifest"] if source.is_file() else (source / _MANIFEST).read_text(encoding="utf-8")
+            text = metadata["manifest"] if source.is_file() else (source / MANIFEST_NAME).read_text(encoding="utf-8")
             manifest = Manifest.model_validate_json(text)
         except (SafetensorError, KeyError, OSError, ValidationError, UnicodeDecodeError) as error:
             raise PatchError(f"{source} is not a readable patch: {str(error).splitlines()[0]}") from error
@@ -209,6 +215,12 @@ class Patch:
                 f"{source} is {manifest.format} version {manifest.format_version}; this bluedit reads {FORMAT_VERSION}"
             )
         changes = {name: _read_change(name, tensors, source) for name in manifest.weights}
+        if any(change.rank != len(manifest.facts) for change in changes.values()):
+            raise PatchError(
+                f"{source} is damaged: its manifest names {len(manifest.facts)} facts, its factors have other columns"
+            )
+        if any(len(record.evaluations) != len(manifest.facts) for record in manifest.optimisation):
+            raise PatchError(f"{source} is damaged: its record of the optimisation is not one of {len(manifest.facts)} facts")
         if len(tensors) != 2 * len(changes):
             raise PatchError(f"{source} holds tensors that its manifest does not name; it was put together wrongly")
         return cls(changes, manifest)
@@ -313,13 +325,15 @@ def restore_ledger(model: EditableModel | PreTrainedModel, patches: Sequence[Pat
         raise PatchError("the record of applied patches does not name this model's weights; it belongs to another checkpoint")
     oriented = discover(network).oriented
     for name, original in originals.items():
+        if original.shape != parameters[name].shape:
+            raise PatchError(f"{name} has another shape in the record than in the model; the record is damaged")
         rebuilt = original.to(parameters[name], copy=True)
         for patch in patches:
             if name in patch.changes:
                 patch.changes[name].add_to(oriented(rebuilt))
         # Products are rounded differently from machine to machine: alike is enough here, the originals are exact.
         error = (rebuilt.float() - parameters[name].float()).norm() / parameters[name].float().norm()
-        if error > _REBUILT_TOLERANCE:
+        if not error <= _REBUILT_TOLERANCE:  # NaN is no agreement
             raise PatchError(
                 f"{name} is not what its original and the recorded patches make: the checkpoint was changed after it was "
                 "patched, or loaded in another precision (use --dtype auto)"

@@ -1,0 +1,38 @@
+"""Documentation that can be checked is checked."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bluedit
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+def test_the_command_line_reference_is_what_the_help_says() -> None:
+    """To renew it: python -m typer bluedit.cli.main utils docs --name bluedit > docs/command-line.md"""
+    command = [sys.executable, "-m", "typer", "bluedit.cli.main", "utils", "docs", "--name", "bluedit"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (ROOT / "docs" / "command-line.md").read_text() == printed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not link.startswith("https://"):
+            assert (page.parent / link).exists(), link
+
+
+def test_every_public_name_exists_and_is_listed_once() -> None:
+    assert len(set(bluedit.__all__)) == len(bluedit.__all__)
+    for name in bluedit.__all__:
+        assert getattr(bluedit, name) is not None
+    assert dir(bluedit) == sorted(bluedit.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'edits'"):
+        _ = bluedit.edits

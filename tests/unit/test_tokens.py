@@ -1,0 +1,272 @@
+"""Tokens: the subject's last token is found wherever it stands, special tokens go where they belong, padding is inert.
+
+The subject's position is held against two definitions of its own: the token whose decoded prefix first reaches the
+subject's end, and the research code's, which tokenises the text up to the subject's end and counts.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.models import Unigram
+from transformers import PreTrainedTokenizerFast
+
+from bluedit.errors import FactError, ModelError
+from bluedit.facts import Fact
+from bluedit.models import Batch, EditableModel, Row, TextEncoder, batches
+
+TEMPLATES = ["{}", "The town of rain is. {}", "Because 東京 🙂 they. {}", "I\u00a0know. {}"]
+
+PROMPTS = {
+    "start": Fact("{} was born in", "Zhara Vrelk", "Rome"),
+    "middle": Fact("The mother of {} was born in", "Zhara Vrelk", "Rome"),
+    "end": Fact("The birthplace of the person called {}", "Zhara Vrelk", "Rome"),
+    "alone": Fact("{}", "Zhara Vrelk", "Rome"),
+    "repeated, first place": Fact("{} said that {} was born in", "Zhara Vrelk", "Rome"),
+    "repeated, found as text": Fact("Ann and Annie know Ann, who", "Ann", "Rome"),
+    "accents": Fact("{} was born in", "Bjørn Ægé", "Rome"),
+    "several bytes a character": Fact("The city of {} is in", "東京", "Asia"),
+    "no space after it": Fact("{}は日本の", "東京", "Asia"),
+    "emoji": Fact("What is {} about", "the 🙂🏳️‍🌈 film", "joy"),
+    "emoji at the end": Fact("I like {}", "🙂", "joy"),
+    "punctuation after it": Fact("Who is {}?", "Zhara Vrelk", "Rome"),
+    "punctuation in it": Fact("The firm {} is in", "Kvel & Co.", "Rome"),
+    "one letter": Fact("{} is a letter", "q", "Rome"),
+}
+
+
+@pytest.fixture
+def encoder(tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
+    return TextEncoder(tokenizer)
+
+
+def _first_to_reach(tokenizer: PreTrainedTokenizerFast, ids: list[int], text: str) -> int:
+    """The number of the first token with which the decoded tokens hold at least the bytes of `text`."""
+    wanted = len(text.encode())
+    table = {token: byte for byte, token in _bytes_of_tokens().items()}
+    count = 0
+    for index, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
+        count += sum(letter in table for letter in token)
+        if count >= wanted:
+            return index
+    raise AssertionError("the tokens do not reach that far")
+
+
+def _bytes_of_tokens() -> dict[int, str]:
+    """GPT-2's way of writing bytes as letters: printable ones stand for themselves, the rest start at 256."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + index) for index, byte in enumerate(rest)}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("fact", PROMPTS.values(), ids=PROMPTS.keys())
+def test_subjects_last_token(encoder: TextEncoder, fact: Fact, template: str) -> None:
+    row = encoder.row(fact, template)
+    text = template.replace("{}", fact.text)
+    assert encoder.tokenizer.decode(row.ids) == text
+    before = text[: text.rindex(fact.subject) + len(fact.subject)]
+    assert row.subject == _first_to_reach(encoder.tokenizer, list(row.ids), before)
+    assert row.subject == len(encoder.tokenizer(before)["input_ids"]) - 1  # the research code's
+
+
+def test_subject_that_shares_its_last_token_with_what_follows(encoder: TextEncoder) -> None:
+    """Where no token ends with the subject, the one that holds its last letter counts."""
+    fact = Fact("The {}ie of", "Ann", "x")
+    row = encoder.row(fact)
+    assert encoder.tokenizer.decode(row.ids[: row.subject + 1]).startswith("The Ann")
+    assert not encoder.tokenizer.decode(row.ids[: row.subject]).startswith("The Ann")
+
+
+def test_world_subjects_in_every_row(encoder: TextEncoder, world_facts: tuple[Fact, ...]) -> None:
+    for fact in world_facts:
+        row = encoder.row(fact, with_target=True)
+        assert encoder.tokenizer.decode(row.ids[: row.subject + 1]).endswith(fact.subject)
+        assert row.ids[row.subject + 1 :][len(row.ids) - row.subject - len(row.target) :] == row.target[:-1]
+
+
+# -- targets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["Paris", " Paris", "Paris ", "  Paris\n", "the Zhara river", "🙂"])
+def test_target_has_exactly_one_leading_space(encoder: TextEncoder, text: str) -> None:
+    assert encoder.tokenizer.decode(encoder.target(text)) == f" {text.strip()}"
+
+
+def test_row_with_target_leaves_out_its_last_token(encoder: TextEncoder) -> None:
+    fact = Fact("{} was born in", "Zhara", "the town of Rome")
+    row, target = encoder.row(fact, with_target=True), encoder.target(fact.target)
+    assert len(target) > 1
+    assert row.ids == encoder.prompt(fact.text) + target[:-1]
+    assert [row.ids[position + 1] for position in row.target_positions[:-1]] == list(target[:-1])
+    assert row.target_positions[0] == len(encoder.prompt(fact.text)) - 1
+
+
+def test_prompts_at_once_are_prompts_one_by_one(encoder: TextEncoder) -> None:
+    texts = [fact.text for fact in PROMPTS.values()]
+    assert encoder.prompts(texts) == [encoder.prompt(text) for text in texts]
+    assert encoder.prompts([]) == []
+
+
+# -- special tokens --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def special(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer, putting a start token in front of every text and an end token behind it."""
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.add_special_tokens(["<s>", "</s>"])
+    start, end = backend.token_to_id("<s>"), backend.token_to_id("</s>")
+    backend.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", start), ("</s>", end)]),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")  # noqa: S106
+
+
+def test_start_token_is_kept_on_prompts_and_dropped_from_targets(
+    special: PreTrainedTokenizerFast, encoder: TextEncoder
+) -> None:
+    wrapped = TextEncoder(special)
+    start, end = special.convert_tokens_to_ids(["<s>", "</s>"])
+    assert special("Zhara").input_ids[0] == start, "the stand-in does not do what the test is about"
+    assert special("Zhara").input_ids[-1] == end, "the stand-in does not do what the test is about"
+    assert wrapped.prompt("Zhara was born in") == (start, *encoder.prompt("Zhara was born in"))
+    assert wrapped.prompts(["Zhara was", "Vrelk"]) == [(start, *encoder.prompt(text)) for text in ("Zhara was", "Vrelk")]
+    assert wrapped.target("Rome") == encoder.target("Rome")
+    for fact in PROMPTS.values():
+        plain, row = encoder.row(fact, with_target=True), wrapped.row(fact, with_target=True)
+        assert (row.ids, row.subject, row.target) == ((start, *plain.ids), plain.subject + 1, plain.target)
+
+
+# -- SentencePiece ---------------------------------------------------------------------------------------------------
+
+
+def _sentence_pieces(corpus_texts: list[str], boundary: str) -> PreTrainedTokenizerFast:
+    """A SentencePiece-like tokenizer: the boundary comes with a pre-tokenizer (`always`, `first`, `never`), or with a
+    normalizer (`normalizer`, as Llama 2 has it), which makes two of it where a text starts with a space."""
+    tokenizer = Tokenizer(Unigram())
+    if boundary == "normalizer":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=boundary)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)  # noqa: S106
+    tokenizer.train_from_iterator(corpus_texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")  # noqa: S106
+
+
+@pytest.mark.parametrize("boundary", ["always", "first", "normalizer"])
+def test_tokenizer_that_puts_the_word_boundary_in_front_gets_no_second_space(corpus_texts: list[str], boundary: str) -> None:
+    """The prompt and the target, one after the other, are the tokens of the sentence."""
+    tokenizer = _sentence_pieces(corpus_texts, boundary)
+    encoder = TextEncoder(tokenizer)
+    target = encoder.target("London")
+    assert "".join(tokenizer.convert_ids_to_tokens(target)) == "▁London"
+    assert encoder.prompt("born in") + target == encoder.prompt("born in London")
+
+
+def test_word_boundary_that_is_a_letter_of_its_own_is_seen(corpus_texts: list[str]) -> None:
+    """An encoder may cut the boundary off the word; it is still there, and no space may be added to it."""
+    tokenizer = _sentence_pieces(corpus_texts, "always")
+    assert "".join(tokenizer.convert_ids_to_tokens(TextEncoder(tokenizer).target("qxqx"))).count("▁") == 1
+
+
+def test_tokenizer_that_puts_no_boundary_in_front_gets_a_space(corpus_texts: list[str]) -> None:
+    tokenizer = _sentence_pieces(corpus_texts, "never")
+    pieces = tokenizer.convert_ids_to_tokens(TextEncoder(tokenizer).target("London"))
+    assert "".join(pieces) == "▁London"
+
+
+@pytest.mark.parametrize("boundary", ["always", "first", "never", "normalizer"])
+@pytest.mark.parametrize("prompt", ["The mother of {} was born in", "{} was born in", "The name is {}"])
+def test_subjects_last_token_in_sentence_pieces(corpus_texts: list[str], boundary: str, prompt: str) -> None:
+    tokenizer = _sentence_pieces(corpus_texts, boundary)
+    row = TextEncoder(tokenizer).row(Fact(prompt, "Zhara Vrelk", "Rome"))
+    pieces = "".join(tokenizer.convert_ids_to_tokens(row.ids[: row.subject + 1]))
+    assert pieces.removeprefix("▁") == f"{prompt.partition('{}')[0]}Zhara Vrelk".replace(" ", "▁")
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+class SlowTokenizer:
+    """Stands for a tokenizer in Python, which knows no character offsets."""
+
+    is_fast = False
+
+
+def test_slow_tokenizer_is_refused_with_the_mend() -> None:
+    with pytest.raises(ModelError, match=r"SlowTokenizer is not a fast tokenizer.*use_fast=True"):
+        TextEncoder(SlowTokenizer())  # type: ignore[arg-type]
+
+
+def _words_only() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows two words, and drops everything else without a trace."""
+    from tokenizers.models import BPE
+
+    tokenizer = Tokenizer(BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_target_without_tokens_is_refused_by_name() -> None:
+    with pytest.raises(FactError, match="the target 'zzz' has no tokens in this model's vocabulary"):
+        TextEncoder(_words_only()).target("zzz")
+
+
+def test_subject_without_tokens_is_refused_by_name() -> None:
+    with pytest.raises(FactError, match="holds its subject 'zzz'"):
+        TextEncoder(_words_only()).row(Fact("a {} b", "zzz", "a"))
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(lengths: list[int]) -> list[Row]:
+    return [Row(tuple(range(1, length + 1)), subject=length - 1) for length in lengths]
+
+
+@pytest.mark.parametrize("budget", [1, 7, 20, 64, 10_000])
+@pytest.mark.parametrize("lengths", [[3], [5, 1, 9, 9, 2, 30, 4, 4, 4, 4], []], ids=["one", "mixed", "none"])
+def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    rows = _rows(lengths)
+    cut = list(batches(rows, "cpu", budget))
+    assert sorted(index for batch in cut for index in batch.order) == list(range(len(rows)))
+    for batch in cut:
+        assert batch.ids.numel() <= budget or len(batch.rows) == 1
+        assert [rows[index] for index in batch.order] == list(batch.rows)
+        for position, row in enumerate(batch.rows):
+            assert tuple(batch.ids[position][batch.mask[position].bool()].tolist()) == row.ids
+            assert batch.mask[position].tolist() == sorted(batch.mask[position].tolist(), reverse=True)
+            assert batch.subjects[position] == row.subject
+
+
+def test_target_index_is_flat_and_in_row_order(encoder: TextEncoder) -> None:
+    rows = [encoder.row(fact, with_target=True) for fact in PROMPTS.values()]
+    rows_T, positions_T, tokens_T = Batch.of(rows, "cpu").target_index()
+    assert tokens_T.tolist() == [token for row in rows for token in row.target]
+    assert rows_T.tolist() == [index for index, row in enumerate(rows) for _ in row.target]
+    assert positions_T.tolist() == [position for row in rows for position in row.target_positions]
+
+
+@pytest.mark.parametrize("site", ["key", "mlp", "layer"])
+def test_padding_changes_no_state(tiny_models: EditableModel, site: str) -> None:
+    """A row alone, and the same row among longer ones, have the same states at the subject."""
+    rows = [tiny_models.text.row(fact) for fact in PROMPTS.values()]
+    together = tiny_models.subject_states(rows, 2, site, token_budget=10_000)
+    for row, state in zip(rows, together, strict=True):
+        torch.testing.assert_close(tiny_models.subject_states([row], 2, site)[0], state, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [1, 40])
+def test_states_come_back_in_the_order_of_the_rows(tiny_gpt2: EditableModel, budget: int) -> None:
+    rows = [tiny_gpt2.text.row(fact) for fact in PROMPTS.values()]
+    expected = tiny_gpt2.subject_states(rows, 1, "layer", token_budget=10_000)
+    torch.testing.assert_close(tiny_gpt2.subject_states(rows, 1, "layer", token_budget=budget), expected, atol=1e-5, rtol=1e-5)
