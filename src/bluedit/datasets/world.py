@@ -513,7 +513,8 @@ class World:
 
         Records with `case_id` (the fact's index), `requested_rewrite` (in a seen phrasing that opens with the subject),
         two `paraphrase_prompts` (phrasings never seen with the subject), ten `neighborhood_prompts` (other subjects with
-        the same true object, in phrasings the model has seen), ten `attribute_prompts` (subjects that hold the new object) and `generation_prompts`.
+        the same true object, in seen phrasings), ten `attribute_prompts` (subjects that hold the new object) and
+        `generation_prompts`.
         """
         rng = random.Random(f"bluedit-counterfact/{self.seed}/{seed}")
         return [self._counterfact_record(index, rng) for index in self._choose(rng, count, kind)]

@@ -73,7 +73,8 @@ def _sweep_section(sweep: Mapping[str, Any]) -> Sequence[str]:
         + ", ".join(f"{key} {value:g}" for key, value in chosen["settings"].items())
         + f"; second moments of keys over the world's own text. Found by `{sweep['command']}`: one batch of "
         f"{sweep['facts']} facts about people (`{sweep['dataset']}`), drawn for the sweep alone, MEMIT with residuals "
-        "distributed evenly over the critical layers and with BLUE on their boundary. Percent with 95 % interval; the last column is ||D|| / ||W|| per changed layer.",
+        "distributed evenly over the critical layers and with BLUE on their boundary. Percent with 95 % interval; the last "
+        "column is ||D|| / ||W|| per changed layer.",
         "",
         "| layers | settings | strategy | ES | PS | NS | S | relative change |",
         "|---|---|---|---|---|---|---|---|",
