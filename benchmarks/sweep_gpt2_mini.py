@@ -31,7 +31,7 @@ ONE_AT_A_TIME = (
     *({"clamp_norm_factor": value} for value in (0.75, 2.5)),
     *({"shrinkage": value} for value in (0.01,)),
 )
-CHOSEN = {"range": [0, 5], "settings": BASE}
+CHOSEN = {"range": [0, 5], "settings": BASE | {"shrinkage": 0.01}}
 """What the results were read to say; the card shows all of them."""
 
 

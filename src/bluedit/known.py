@@ -37,7 +37,7 @@ KNOWN: tuple[KnownModel, ...] = (
         name="gpt2-mini",
         shape={"model_type": "gpt2", "num_hidden_layers": 8, "hidden_size": 256, "vocab_size": 4096},
         layers=(0, 1, 2, 3, 4, 5),
-        settings={"": {"lambda": 300.0, "shrinkage": 0.1, "v_lr": 0.5, "clamp_norm_factor": 1.5}},
+        settings={"": {"lambda": 300.0, "shrinkage": 0.01, "v_lr": 0.5, "clamp_norm_factor": 1.5}},
         corpus="world:0",
     ),
     KnownModel(

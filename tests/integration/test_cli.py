@@ -716,6 +716,7 @@ def test_apply_onto_a_full_disk_keeps_what_was_there(
     out = tmp_path / "patched"
     out.mkdir()
     (out / "precious").write_text("mine")
+    (out / "config.json").write_text("{}")  # an earlier checkpoint: other folders are not replaced at all
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", _half_then(FULL[kind]))
     outcome = run("patch", "apply", patch, "--model", saved_tiny_gpt2, "--out", out, "--force")
