@@ -576,7 +576,7 @@ def test_out_that_exists_is_refused_and_left_alone(
         "revert": lambda: run("patch", "revert", "--model", saved_tiny_gpt2, "--out", out),
     }[command]()
     _assert_refused(outcome, f"{out} exists already", "--force")
-    assert [path.name for path in out.iterdir()] == ["precious"]
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "precious"]
 
 
 @pytest.mark.parametrize(
@@ -724,7 +724,7 @@ def test_apply_onto_a_full_disk_keeps_what_was_there(
     assert "No space left on device" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert sorted(tmp_path.iterdir()) == before
-    assert [path.name for path in out.iterdir()] == ["precious"]
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "precious"]
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
