@@ -576,7 +576,7 @@ def test_out_that_exists_is_refused_and_left_alone(
         "revert": lambda: run("patch", "revert", "--model", saved_tiny_gpt2, "--out", out),
     }[command]()
     _assert_refused(outcome, f"{out} exists already", "--force")
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "precious"]
+    assert [path.name for path in out.iterdir()] == ["precious"]
 
 
 @pytest.mark.parametrize(

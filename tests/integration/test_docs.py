@@ -18,7 +18,7 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 def test_the_command_line_reference_is_what_the_help_says() -> None:
     """To renew it: python -m typer bluedit.cli.main utils docs --name bluedit > docs/command-line.md"""
     command = [sys.executable, "-m", "typer", "bluedit.cli.main", "utils", "docs", "--name", "bluedit"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True)
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert (ROOT / "docs" / "command-line.md").read_text() == printed
 
 

@@ -78,7 +78,7 @@ def test_blue_beats_even_distribution_on_the_embedded_model(capsys: pytest.Captu
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> train.TrainingSettings:
     monkeypatch.setattr(train, "TOKENIZER_DOCUMENTS", 200)
-    settings = train.TrainingSettings(vocabulary=300, context=32, layers=2, width=16, heads=2, rows=2, steps=6, warmup=2)
+    settings = train.TrainingSettings(vocabulary=300, context=128, layers=2, width=16, heads=2, rows=2, steps=6, warmup=2)
     monkeypatch.setitem(train.ZOO, "gpt2-mini", settings)
     return settings
 
