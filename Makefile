@@ -41,7 +41,7 @@ format: $(VENV)/.installed-dev ## put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-zoo: $(VENV)/.installed ## train the embedded model from nothing (about an hour on two cores)
+zoo: $(VENV)/.installed ## train the embedded model from nothing (about twenty minutes on two cores)
 	$(BIN)/python -m bluedit.zoo.train gpt2-mini
 
 sweep: $(VENV)/.installed ## the sweep that chose gpt2-mini's layers and settings

@@ -68,8 +68,7 @@ def second_moments(
     - `max_length`: the model's context length when left out.
     - `progress`: called with the number of documents done, after each batch.
 
-    **Returns** a moment per layer. Products are taken in float32 (exact for half-precision inputs' own rounding) and
-    summed in float64.
+    **Returns** a moment per layer. Products are taken in float32 and summed in float64.
 
     **Raises** :class:`~bluedit.errors.StatisticsError` when there is no text,
     :class:`~bluedit.errors.NumericsError` when a key is not finite.
