@@ -21,28 +21,77 @@ if TYPE_CHECKING:
     from bluedit.errors import BlueditError, InputError, NumericsError
     from bluedit.evaluation import Scores, score_cases
     from bluedit.facts import Fact
-    from bluedit.methods import MEMIT, METHODS, Method, Settings, blue
+    from bluedit.methods import (
+        ALPHAEDIT,
+        EMMET,
+        FT_L,
+        FT_M,
+        HIDDEN_STATE,
+        MEMIT,
+        MEMIT_SEQ,
+        METHODS,
+        MLP_OUTPUT,
+        PMET,
+        PRUNE,
+        R_ROME,
+        RECT,
+        ROME,
+        TWO_SITES,
+        FineTuning,
+        Method,
+        Objective,
+        Settings,
+        blue,
+    )
     from bluedit.models import EditableModel, load_model
     from bluedit.models.generation import generate
     from bluedit.patches import Patch
+    from bluedit.restraints import PRUNING, RELATIVE_CHANGE
+    from bluedit.sessions import Session
+    from bluedit.solvers import NULL_SPACE, SECOND_MOMENT
     from bluedit.statistics import Statistics, read_corpus
-    from bluedit.strategies import STRATEGIES, Step, Strategy
+    from bluedit.strategies import BOUNDARY, EACH_LAYER, EVEN, SINGLE, SQUARE_ROOT, STRATEGIES, Step, Strategy, explicit, single
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ALPHAEDIT",
+    "BOUNDARY",
+    "EACH_LAYER",
+    "EMMET",
+    "EVEN",
+    "FT_L",
+    "FT_M",
+    "HIDDEN_STATE",
     "MEMIT",
+    "MEMIT_SEQ",
     "METHODS",
+    "MLP_OUTPUT",
+    "NULL_SPACE",
+    "PMET",
+    "PRUNE",
+    "PRUNING",
+    "RECT",
+    "RELATIVE_CHANGE",
+    "ROME",
+    "R_ROME",
+    "SECOND_MOMENT",
+    "SINGLE",
+    "SQUARE_ROOT",
     "STRATEGIES",
+    "TWO_SITES",
     "BlueditError",
     "Case",
     "EditableModel",
     "Fact",
+    "FineTuning",
     "InputError",
     "Method",
     "NumericsError",
+    "Objective",
     "Patch",
     "Scores",
+    "Session",
     "Settings",
     "Statistics",
     "Step",
@@ -51,12 +100,14 @@ __all__ = [
     "__version__",
     "blue",
     "edit",
+    "explicit",
     "generate",
     "load_model",
     "read_cases",
     "read_corpus",
     "read_dataset",
     "score_cases",
+    "single",
 ]
 
 _HOMES = {
@@ -65,12 +116,47 @@ _HOMES = {
     "bluedit.errors": ("BlueditError", "InputError", "NumericsError"),
     "bluedit.evaluation": ("Scores", "score_cases"),
     "bluedit.facts": ("Fact",),
-    "bluedit.methods": ("MEMIT", "METHODS", "Method", "Settings", "blue"),
+    "bluedit.methods": (
+        "ALPHAEDIT",
+        "EMMET",
+        "FT_L",
+        "FT_M",
+        "HIDDEN_STATE",
+        "MEMIT",
+        "MEMIT_SEQ",
+        "METHODS",
+        "MLP_OUTPUT",
+        "PMET",
+        "PRUNE",
+        "RECT",
+        "ROME",
+        "R_ROME",
+        "TWO_SITES",
+        "FineTuning",
+        "Method",
+        "Objective",
+        "Settings",
+        "blue",
+    ),
     "bluedit.models": ("EditableModel", "load_model"),
     "bluedit.models.generation": ("generate",),
     "bluedit.patches": ("Patch",),
+    "bluedit.restraints": ("PRUNING", "RELATIVE_CHANGE"),
+    "bluedit.sessions": ("Session",),
+    "bluedit.solvers": ("NULL_SPACE", "SECOND_MOMENT"),
     "bluedit.statistics": ("Statistics", "read_corpus"),
-    "bluedit.strategies": ("STRATEGIES", "Step", "Strategy"),
+    "bluedit.strategies": (
+        "BOUNDARY",
+        "EACH_LAYER",
+        "EVEN",
+        "SINGLE",
+        "SQUARE_ROOT",
+        "STRATEGIES",
+        "Step",
+        "Strategy",
+        "explicit",
+        "single",
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

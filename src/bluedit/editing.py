@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
-from typing import Any, Protocol, TypedDict, Unpack, overload
+from typing import Any, Protocol, TypedDict, Unpack, cast, overload
 
 import torch
 from torch import Tensor
@@ -20,19 +20,33 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bluedit.errors import NumericsError, SettingsError
 from bluedit.facts import Fact, check_facts
+from bluedit.fine_tuning import fine_tune
 from bluedit.known import lookup
 from bluedit.methods import MEMIT, Method, Settings, blue
 from bluedit.methods import method as find_method
 from bluedit.models import EditableModel
-from bluedit.patches import LowRank, Manifest, Patch
+from bluedit.patches import Change, Dense, LowRank, Manifest, Patch
 from bluedit.patches.patch import FactRecord, OptimisationRecord, WeightRecord
+from bluedit.precision import wide
 from bluedit.solvers import InverseMetric
 from bluedit.statistics import Statistics, read_corpus
-from bluedit.strategies import Strategy
+from bluedit.strategies import SINGLE, Step, Strategy
 from bluedit.strategies import strategy as find_strategy
 from bluedit.values import Values, check_templates, context_templates, fact_keys, fact_states, optimise_values
 
-__all__ = ["Plan", "Progress", "edit", "plan_edit", "run_plan"]
+__all__ = [
+    "EditOptions",
+    "Facts",
+    "Metrics",
+    "Plan",
+    "Progress",
+    "edit",
+    "plan_edit",
+    "restrain_sequence",
+    "run_batch",
+    "run_plan",
+    "silent",
+]
 
 
 class Progress(Protocol):
@@ -41,7 +55,7 @@ class Progress(Protocol):
     def __call__(self, task: str, advance: int, total: int | None) -> object: ...
 
 
-def _silent(task: str, advance: int, total: int | None) -> None:
+def silent(task: str, advance: int, total: int | None) -> None:
     pass
 
 
@@ -56,6 +70,23 @@ class Plan:
     templates: tuple[str, ...]
     facts: tuple[Fact, ...]
     seed: int = 0
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of the strategy; none where there are no facts."""
+        return self.method.strategy.steps(self.layers) if self.facts else ()
+
+    def with_facts(self, model: EditableModel, facts: Facts) -> Plan:
+        """The same plan for other facts, checked.
+
+        **Raises** :class:`~bluedit.errors.FactError` and :class:`~bluedit.errors.SettingsError` for facts that cannot be
+        edited so.
+        """
+        checked = check_facts(cast("Iterable[Fact]", [facts] if isinstance(facts, Fact | dict) else facts))
+        self.method.check_batch(len(checked))
+        for fact in checked:
+            model.text.row(fact, with_target=True)  # says now what no token can be found for
+        return replace(self, facts=checked)
 
 
 class EditOptions(TypedDict, total=False):
@@ -85,7 +116,7 @@ def edit(
     progress: Progress = ...,
     **options: Unpack[EditOptions],
 ) -> Patch: ...
-def edit(model: Any, *arguments: Any, progress: Progress = _silent, **options: Unpack[EditOptions]) -> Patch:
+def edit(model: Any, *arguments: Any, progress: Progress = silent, **options: Unpack[EditOptions]) -> Patch:
     """Write facts into a model, as a patch; the model itself is left as it was.
 
     Called as `edit(model, facts)` with what :func:`~bluedit.models.load_model` gives, or as
@@ -110,15 +141,13 @@ def edit(model: Any, *arguments: Any, progress: Progress = _silent, **options: U
     if len(arguments) not in (1, 2):
         raise TypeError("call edit(model, facts) with a loaded model, or edit(model, tokenizer, facts)")
     tokenizer, facts = arguments if len(arguments) == 2 else (None, *arguments)
-    if isinstance(facts, Fact | dict):
-        facts = [facts]
     editable = EditableModel.wrap(model, tokenizer)
     return run_plan(editable, plan_edit(editable, facts, **options), progress)
 
 
 def plan_edit(
     model: EditableModel,
-    facts: Iterable[Fact | dict[str, Any]],
+    facts: Facts,
     *,
     method: Method | str | None = None,
     strategy: Strategy | str | None = None,
@@ -135,125 +164,229 @@ def plan_edit(
     known = lookup(model.model.config)
     if layers is None and chosen.strategy.fixed_layers:
         layers = chosen.strategy.fixed_layers
-    if layers is None and known is None:
+    if layers is None and known is not None:
+        layers = known.layers
+        if chosen.strategy == SINGLE:
+            layers = (known.one_layer[chosen.name],) if chosen.name in known.one_layer else None
+    if layers is None:
+        example = "--layers 5 or layers=[5]" if chosen.strategy == SINGLE else "--layers 4-8 or layers=range(4, 9)"
         raise SettingsError(
-            f"the critical layers of this model (of {model.structure.depth} layers) are not known; name them, as in "
-            "--layers 4-8 or layers=range(4, 9)"
+            f"the critical layers of this model (of {model.structure.depth} layers) are not known for {chosen.name}; name "
+            f"them, as in {example}"
         )
-    if isinstance(layers, str) or not all(type(layer) is int for layer in layers or ()):
+    if isinstance(layers, str) or not all(type(layer) is int for layer in layers):
         raise SettingsError(f"layers={layers!r} is not understood; give whole numbers, as in layers=range(4, 9)")
-    critical = tuple(sorted(set(layers if layers is not None else known.layers)))  # type: ignore[union-attr]
+    critical = tuple(sorted(set(layers)))
     asked = {*critical, *(layer for step in chosen.strategy.steps(critical) for layer in (step.layer, step.aim))}
     if outside := sorted(layer for layer in asked if not 0 <= layer < model.structure.depth):
         raise SettingsError(f"layer {outside[-1]} is not in this model: it has layers 0 to {model.structure.depth - 1}")
     if not isinstance(settings, Settings):
-        settings = chosen.settings.override({**(known.settings_for(chosen.name) if known else {}), **(settings or {})})
+        settings = chosen.override(known.settings_for(chosen.name, chosen.strategy.name) if known else {}, settings or {})
     if not isinstance(corpus, Statistics):
         name = corpus or (known.corpus if known else None)
         corpus = Statistics(read_corpus(name) if name else None)
-    checked = check_facts(facts)
-    for fact in checked:
-        model.text.row(fact, with_target=True)  # says now what no token can be found for
-    return Plan(
+    plan = Plan(
         method=chosen,
         layers=critical,
         settings=settings,
         statistics=corpus,
         templates=check_templates(templates) if templates is not None else context_templates(model, seed),
-        facts=checked,
+        facts=(),
         seed=seed,
     )
+    return plan.with_facts(model, facts)
 
 
 @dataclass
-class _Aims:
-    """Targets by the layer they are optimised at, each computed the first time it is asked for."""
+class Metrics:
+    """The inverse metric of each edited layer, made from the prior when first asked for: the memory of a sequence.
+
+    Statistics belong to the model as it is before its first edit: prepare all layers then.
+    """
+
+    plan: Plan
+    by_layer: dict[int, InverseMetric] = field(default_factory=dict)
+
+    def prepare(self, model: EditableModel, layers: Iterable[int], progress: Progress = silent) -> None:
+        """Make what is missing for `layers`, from second moments taken in one pass where they are not stored."""
+        method = self.plan.method
+        missing = [layer for layer in dict.fromkeys(layers) if layer not in self.by_layer]
+        if not missing or method.fine_tuning:
+            return
+        moments = self.plan.statistics.moments(
+            model, missing, lambda done, total: progress("second moments of keys", done, total)
+        )
+        for layer in missing:
+            metric = method.prior.inverse(moments[layer], self.plan.settings)
+            metric.matrix_FF = metric.matrix_FF.to(model.weight(layer).device)
+            self.by_layer[layer] = metric
+
+    def absorb(self, keys: Mapping[int, Tensor]) -> None:
+        """Make keys (F, N) by layer past keys, where the method keeps them."""
+        if self.plan.method.keeps_past:
+            for layer, keys_FN in keys.items():
+                self.by_layer[layer].absorb(keys_FN)
+
+
+@dataclass
+class _Work:
+    """What the loop computes on the way: targets by the layer they are optimised at, keys by the layer they were measured
+    at."""
 
     model: EditableModel
     plan: Plan
+    metrics: Metrics
     progress: Progress
     values: dict[int, Values] = field(default_factory=dict)
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    records: dict[int, OptimisationRecord] = field(default_factory=dict)
 
-    def at(self, layer: int) -> Tensor:
-        """Targets at `layer`, (D, N), optimised on the model as it is edited now."""
+    def target(self, layer: int) -> Tensor:
+        """Targets at `layer`, (D, N), optimised the first time they are asked for, on the model as it is edited then."""
         if layer not in self.values:
-            facts = self.plan.facts
-            self.values[layer] = optimise_values(
-                self.model, facts, layer, self.plan.templates, self.plan.settings,
-                progress=lambda done: self.progress(f"optimising values at layer {layer}", done, len(facts)),
+            plan = self.plan
+            values = optimise_values(
+                self.model, plan.facts, layer, plan.templates, plan.settings, plan.method.objective,
+                progress=lambda done: self.progress(f"optimising values at layer {layer}", done, len(plan.facts)),
             )  # fmt: skip
+            self.values[layer] = values
+            self.records[layer] = OptimisationRecord(layer=layer, evaluations=values.evaluations, losses=values.losses)
         return self.values[layer].targets_DN
+
+    def least_squares(self, step: Step) -> Change:
+        """R Q^T for one step: keys and gap measured on the model as it is edited now."""
+        model, plan, method = self.model, self.plan, self.plan.method
+        target_DN = self.target(step.aim)
+        self.keys[step.layer] = keys_FN = fact_keys(model, plan.facts, step.layer, plan.templates)
+        read_FN = fact_keys(model, plan.facts, step.layer, plan.templates[:1]) if method.reads_bare_prompt else None
+        gap_DN = target_DN - fact_states(model, plan.facts, step.aim, method.objective.sites[0])
+        names = tuple(fact.id for fact in plan.facts)
+        gain_FN = self.metrics.by_layer[step.layer].gain(keys_FN, noise=method.noise, readout_FN=read_FN, names=names)
+        return LowRank.of(step.share * gap_DN, gain_FN)
+
+    def fine_tuned(self, layer: int) -> Change:
+        """The change that training the weight makes."""
+        plan = self.plan
+        assert plan.method.fine_tuning is not None
+        tuned = fine_tune(
+            self.model, plan.facts, layer, plan.method.fine_tuning, plan.settings,
+            progress=lambda done: self.progress(f"training layer {layer}", done, plan.settings.ft_num_steps),
+        )  # fmt: skip
+        evaluations = (tuned.steps + 1,) * len(plan.facts)
+        self.records[layer] = OptimisationRecord(layer=layer, evaluations=evaluations, losses=tuned.losses)
+        return Dense(tuned.change_DF)
 
 
 @torch.inference_mode(mode=False)
-def run_plan(model: EditableModel, plan: Plan, progress: Progress = _silent) -> Patch:
-    """Carry out a plan. The model's weights are written on the way, and hold their original bits afterwards."""
+def run_batch(
+    model: EditableModel, plan: Plan, metrics: Metrics, progress: Progress = silent
+) -> tuple[Patch, dict[int, Tensor]]:
+    """One batch of a sequence, with what the batches before left in `metrics`: its patch, and its keys by layer.
+
+    The model's weights are written on the way, and hold their original bits afterwards. `metrics` is only read: absorb the
+    keys when the patch is kept. A restraint at the end of the sequence is not applied here.
+    """
     started = time.monotonic()
-    steps = plan.method.strategy.steps(plan.layers) if plan.facts else ()
-    statistics, settings = plan.statistics, plan.settings
-    moments = statistics.moments(
-        model, [step.layer for step in steps], lambda done, total: progress("second moments of keys", done, total)
-    )
-    aims = _Aims(model, plan, progress)
-    changes: dict[int, LowRank] = {}
-    conditions: dict[int, float] = {}
-    with model.restoring([step.layer for step in steps]):
+    method, steps = plan.method, plan.steps
+    metrics.prepare(model, (step.layer for step in steps), progress)
+    work = _Work(model, plan, metrics, progress)
+    changes: dict[int, Change] = {}
+    with model.restoring(step.layer for step in steps) as originals:
         for step in steps:
-            targets_DN = aims.at(step.aim)
-            keys_FN = fact_keys(model, plan.facts, step.layer, plan.templates)
-            gap_DN = targets_DN - fact_states(model, plan.facts, step.aim)
-            moment = moments[step.layer]
-            prior = InverseMetric.from_second_moment(
-                moment.matrix_FF, settings.lambda_, shrinkage=settings.shrinkage, tokens=moment.tokens
-            )
-            gain_FN = prior.gain(keys_FN, noise=plan.method.noise, names=tuple(fact.id for fact in plan.facts))
-            changes[step.layer] = _checked(LowRank.of(step.share * gap_DN, gain_FN), step.layer)
-            conditions[step.layer] = prior.condition
-            changes[step.layer].add_to(model.matrix(step.layer))
-    records = {layer: _record(model, layer, change, conditions[layer]) for layer, change in changes.items()}
-    return Patch(
-        {model.structure.weight_name(layer): change for layer, change in changes.items()},
-        _manifest(model, plan, records, aims, time.monotonic() - started),
-    )
+            change = work.fine_tuned(step.layer) if method.fine_tuning else work.least_squares(step)
+            changes[step.layer] = _checked(change, step.layer)
+            change.add_to(model.matrix(step.layer))
+        if method.restraint and method.restraint.when == "batch":
+            for layer, change in changes.items():
+                weight_DF = model.structure.oriented(originals[layer])
+                changes[layer] = _checked(method.restraint.restrain(change, weight_DF, plan.settings), layer)
+                model.weight(layer).detach().copy_(originals[layer])
+                changes[layer].add_to(model.matrix(layer))
+        if method.keeps_past and (method.restraint or list(changes) != sorted(changes)):
+            # Otherwise no weight below a layer changed after its keys were measured, and they are the edited model's already.
+            work.keys = {layer: fact_keys(model, plan.facts, layer, plan.templates) for layer in changes}
+    return _patch(model, work, changes, time.monotonic() - started), work.keys
 
 
-def _checked(change: LowRank, layer: int) -> LowRank:
-    if not all(bool(torch.isfinite(factor).all()) for factor in (change.residual_DN, change.gain_FN)):
-        raise NumericsError(f"the change of layer {layer} is not finite; raise lambda or shrinkage, or use a wider dtype")
+def run_plan(model: EditableModel, plan: Plan, progress: Progress = silent) -> Patch:
+    """Carry out a plan: a sequence of one batch, its end included. The model is left as it was."""
+    patch, _ = run_batch(model, plan, Metrics(plan), progress)
+    return restrain_sequence(model, patch, plan)
+
+
+def restrain_sequence(model: EditableModel, patch: Patch, plan: Plan) -> Patch:
+    """The patch of a whole sequence, after the restraint that acts at its end, if the method has one.
+
+    `model` holds the weights from before the sequence.
+    """
+    restraint = plan.method.restraint
+    if not patch.changes or not restraint or restraint.when != "sequence":
+        return patch
+    changes: dict[str, Change] = {}
+    records: dict[str, WeightRecord] = {}
+    for name, record in patch.manifest.weights.items():
+        change = restraint.restrain(patch.changes[name], model.matrix(record.layer), plan.settings)
+        changes[name] = _checked(change, record.layer)
+        norm = change.norm()
+        relative = norm / wide(model.matrix(record.layer)).norm().item()
+        records[name] = record.model_copy(update={"norm": norm, "relative_norm": relative})
+    columns = "facts" if all(changes[name] is patch.changes[name] for name in changes) else "directions"
+    return Patch(changes, patch.manifest.model_copy(update={"weights": records, "columns": columns}))
+
+
+def _checked(change: Change, layer: int) -> Change:
+    try:
+        change.check()
+    except ValueError as error:
+        raise NumericsError(
+            f"the change of layer {layer} is of no use ({error}); raise lambda or shrinkage, or load the model in a wider dtype"
+        ) from error
     return change
 
 
-def _record(model: EditableModel, layer: int, change: LowRank, condition: float) -> WeightRecord:
+def _record(model: EditableModel, layer: int, change: Change, metric: InverseMetric | None) -> WeightRecord:
     norm = change.norm()
-    relative = norm / model.matrix(layer).float().norm().item()
+    relative = norm / wide(model.matrix(layer)).norm().item()
+    condition, rank = (metric.condition, metric.rank) if metric else (None, None)
     if relative > 1:
+        cause = f" (condition number of the second moment: {condition:.1e})" if condition is not None else ""
+        mend = "lower nullspace_threshold, raise L2" if rank is not None else "raise shrinkage or lambda"
         warnings.warn(
-            f"the change of layer {layer} is {relative:.1f} times as large as the weight it changes (condition number of the "
-            f"second moment: {condition:.1e}); raise shrinkage or lambda, or take second moments over more text",
-            stacklevel=3,
+            f"the change of layer {layer} is {relative:.1f} times as large as the weight it changes{cause}; {mend}, or take "
+            "second moments over more text",
+            stacklevel=4,
         )
     return WeightRecord(
-        layer=layer, before=model.weight_fingerprint(layer), norm=norm, relative_norm=relative, condition=condition
+        layer=layer,
+        before=model.weight_fingerprint(layer),
+        norm=norm,
+        relative_norm=relative,
+        condition=condition,
+        null_space_rank=rank,
     )
 
 
-def _manifest(model: EditableModel, plan: Plan, records: dict[int, WeightRecord], aims: _Aims, seconds: float) -> Manifest:
-    return Manifest(
+def _patch(model: EditableModel, work: _Work, changes: dict[int, Change], seconds: float) -> Patch:
+    plan, names = work.plan, model.structure.weight_name
+    used = plan.method.uses
+    weights = {
+        names(layer): _record(model, layer, change, work.metrics.by_layer.get(layer)) for layer, change in changes.items()
+    }
+    manifest = Manifest(
         model=str(getattr(model.model.config, "_name_or_path", "") or type(model.model).__name__),
         configuration=model.configuration_fingerprint(),
         method=plan.method.name,
         strategy=plan.method.strategy.name,
         layers=plan.layers,
-        settings=plan.settings.as_dict(),
+        settings={name: value for name, value in plan.settings.as_dict().items() if name in used},
         templates=plan.templates,
         seed=plan.seed,
         corpus=plan.statistics.corpus.name if plan.statistics.corpus else None,
         facts=tuple(FactRecord(**asdict(fact)) for fact in plan.facts),
-        weights={model.structure.weight_name(layer): record for layer, record in records.items()},
-        optimisation=tuple(
-            OptimisationRecord(layer=layer, evaluations=values.evaluations, losses=values.losses)
-            for layer, values in aims.values.items()
-        ),
+        batches=(len(plan.facts),),
+        weights=weights,
+        optimisation=tuple(work.records.values()),
         seconds=round(seconds, 3),
         versions={name: metadata.version(name) for name in ("bluedit", "torch", "transformers")},
     )
+    return Patch({names(layer): change for layer, change in changes.items()}, manifest)

@@ -18,6 +18,7 @@ __all__ = [
     "ModelError",
     "NumericsError",
     "PatchError",
+    "SessionError",
     "SettingsError",
     "StatisticsError",
     "did_you_mean",
@@ -63,6 +64,10 @@ class StatisticsError(InputError):
 
 class PatchError(InputError):
     """A patch that cannot be read, or does not fit the model it is applied to."""
+
+
+class SessionError(InputError):
+    """Something a session cannot do in its state, or a saved session that cannot be resumed."""
 
 
 class NumericsError(BlueditError, ArithmeticError):

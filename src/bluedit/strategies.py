@@ -15,7 +15,19 @@ from typing import NamedTuple
 
 from bluedit.errors import SettingsError, did_you_mean
 
-__all__ = ["BOUNDARY", "EACH_LAYER", "EVEN", "SQUARE_ROOT", "STRATEGIES", "Step", "Strategy", "explicit", "single", "strategy"]
+__all__ = [
+    "BOUNDARY",
+    "EACH_LAYER",
+    "EVEN",
+    "SINGLE",
+    "SQUARE_ROOT",
+    "STRATEGIES",
+    "Step",
+    "Strategy",
+    "explicit",
+    "single",
+    "strategy",
+]
 
 
 class Step(NamedTuple):
@@ -37,6 +49,8 @@ class Strategy:
     rule: Callable[[tuple[int, ...]], tuple[Step, ...]]
     fixed_layers: tuple[int, ...] | None = None
     """The layers of a strategy that does not depend on the critical ones."""
+    one_layer: bool = False
+    """Whether a single layer is changed, whatever it is."""
 
     def steps(self, layers: Sequence[int]) -> tuple[Step, ...]:
         """The steps over critical layers `layers`.
@@ -80,13 +94,25 @@ BOUNDARY = Strategy("boundary", lambda layers: _own(tuple(dict.fromkeys((layers[
 EACH_LAYER = Strategy("each-layer", _own)
 """A target of its own at every layer in turn (the experiment behind BLUE's table 1)."""
 
+
+def _only(layers: tuple[int, ...]) -> tuple[Step, ...]:
+    if len(layers) > 1:
+        raise SettingsError(
+            f"one layer is edited, and {len(layers)} are named; name one, as in --layers {layers[-1]}, or use single:LAYER"
+        )
+    return _own(layers)
+
+
+SINGLE = Strategy("single", _only, one_layer=True)
+"""The one critical layer closes its own gap (ROME, and fine-tuning of one weight)."""
+
 STRATEGIES: dict[str, Strategy] = {known.name: known for known in (EVEN, SQUARE_ROOT, BOUNDARY, EACH_LAYER)}
-"""The strategies by name. `single:LAYER` is understood by :func:`strategy` as well."""
+"""The strategies over any number of layers, by name. `single` and `single:LAYER` are understood by :func:`strategy` as well."""
 
 
 def single(layer: int) -> Strategy:
     """One layer closes its own gap, whatever the critical layers are."""
-    return Strategy(f"single:{layer}", lambda _: (Step(layer, layer, 1.0),), (layer,))
+    return Strategy(f"single:{layer}", lambda _: (Step(layer, layer, 1.0),), (layer,), one_layer=True)
 
 
 def explicit(steps: Sequence[Step | tuple[int, int, float]]) -> Strategy:
@@ -116,8 +142,10 @@ def strategy(name: str | Strategy) -> Strategy:
     if isinstance(name, Strategy):
         return name
     kind, separator, layer = name.partition(":")
+    if name == SINGLE.name:
+        return SINGLE
     if kind == "single" and separator and layer.isdigit():
         return single(int(layer))
     if name not in STRATEGIES:
-        raise SettingsError(did_you_mean(name, (*STRATEGIES, "single:LAYER"), what="strategy"))
+        raise SettingsError(did_you_mean(name, (*STRATEGIES, "single", "single:LAYER"), what="strategy"))
     return STRATEGIES[name]

@@ -60,13 +60,14 @@ def edit(
 ) -> None:
     """Write facts into a model, as a patch. The model's own files are not touched."""
     critical, overrides = parse_layers(layers), parse_assignments(settings or [])
-    from bluedit.methods import Settings
     from bluedit.methods import method as find_method
     from bluedit.strategies import strategy as find_strategy
 
     # What can be wrong without the model is looked at before the model is loaded.
-    chosen = find_method(method).with_strategy(find_strategy(strategy or "boundary"))
-    Settings().override(overrides)
+    chosen = find_method(method)
+    if strategy or not chosen.strategy.one_layer:
+        chosen = chosen.with_strategy(find_strategy(strategy or "boundary"))
+    chosen.override(overrides)
     from bluedit.datasets import read_cases
     from bluedit.errors import DatasetError, FactError
     from bluedit.facts import check_facts

@@ -124,15 +124,19 @@ def describe(patch: Patch) -> Any:
     from rich.text import Text
 
     manifest = patch.manifest
-    settings = ", ".join(f"{name}={value:g}" for name, value in manifest.settings.items())
+    settings = ", ".join(f"{name}={_short(value)}" for name, value in manifest.settings.items())
     head = Text(
         f"{len(manifest.facts)} facts edited into {manifest.model} with {manifest.method}, {manifest.strategy}, "
         f"critical layers {', '.join(map(str, manifest.layers))}, in {manifest.seconds:.1f} s\n{settings}"
     )
-    weights = Table("weight", "rank", "||D||", "||D|| / ||W||", "condition of C", header_style="bold")
+    weights = Table("weight", "change", "rank", "||D||", "||D|| / ||W||", "condition of C", "null space", header_style="bold")
     for name, record in manifest.weights.items():
+        change = patch.changes[name]
         condition = "-" if record.condition is None else f"{record.condition:.1e}"
-        weights.add_row(name, str(patch.changes[name].rank), f"{record.norm:.3f}", f"{record.relative_norm:.3f}", condition)
+        free = "-" if record.null_space_rank is None else f"{record.null_space_rank} of {change.shape[1]}"
+        weights.add_row(
+            name, change.kind, str(change.rank), f"{record.norm:.3f}", f"{record.relative_norm:.3f}", condition, free
+        )
     steps = {record.layer: record for record in manifest.optimisation}
     facts = Table("id", "prompt", "target", *(f"evaluations, layer {layer}" for layer in steps), header_style="bold")
     for column, fact in enumerate(patch.facts[:20]):
@@ -141,3 +145,7 @@ def describe(patch: Patch) -> Any:
         )
     rest = Text(f"and {len(patch.facts) - 20} more; --json lists all") if len(patch.facts) > 20 else Text("")
     return Group(head, weights, facts, rest)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,19 +20,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bluedit.models.structure import Structure, discover
 from bluedit.models.tokens import Batch, Row, TextEncoder, batches
+from bluedit.precision import wide
 
 __all__ = ["EditableModel", "Site", "StopForward", "tensor_fingerprint"]
 
 Site = str
-"""A place in a layer: `key` (input of the MLP output projection, F), `mlp` (the MLP's output, D) or `layer` (the hidden
-state after the whole layer, D)."""
+"""A place in a layer: `key` (input of the MLP output projection, F), `mlp` (the MLP's output, D), `attention` (output of the
+attention's output projection, D) or `layer` (the hidden state after the whole layer, D)."""
 
 _TOKEN_BUDGET = 8192
 
 
 def tensor_fingerprint(tensor: Tensor) -> str:
-    """A hash of a tensor's values as float32: half-precision values hash alike however they are held."""
-    return hashlib.sha256(tensor.detach().float().contiguous().cpu().numpy().data).hexdigest()[:32]
+    """A hash of a tensor's values as float32 (float64 where it is that): half-precision values hash alike however they are
+    held."""
+    return hashlib.sha256(wide(tensor.detach()).contiguous().cpu().numpy().data).hexdigest()[:32]
 
 
 class StopForward(Exception):  # noqa: N818 (a signal, not an error)
@@ -112,8 +114,8 @@ class EditableModel:
                     return None
                 return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
 
-            module = self.layer(layer) if site == "layer" else self.layer(layer).get_submodule(self.structure.map.mlp)
-            handle = module.register_forward_hook(after)
+            paths = {"mlp": self.structure.map.mlp, "attention": self.structure.map.attention_projection, "layer": ""}
+            handle = self.layer(layer).get_submodule(paths[site]).register_forward_hook(after)
         try:
             yield
         finally:
@@ -155,7 +157,8 @@ class EditableModel:
 
     @torch.no_grad()
     def subject_states(self, rows: Sequence[Row], layer: int, site: Site, token_budget: int = _TOKEN_BUDGET) -> Tensor:
-        """What stands at the subject's last token, (rows, F) for keys, (rows, D) otherwise; float32.
+        """What stands at the subject's last token, (rows, F) for keys, (rows, D) otherwise; float32 (float64 in float64
+        models).
 
         The pass stops at `layer`: what lies above it is not computed.
         """
@@ -165,7 +168,7 @@ class EditableModel:
 
             def keep(hidden: Tensor, seen: list[Tensor] = seen, batch: Batch = batch) -> None:
                 subjects = batch.subjects.to(hidden.device)
-                seen.append(hidden[torch.arange(len(subjects), device=hidden.device), subjects].float())
+                seen.append(wide(hidden[torch.arange(len(subjects), device=hidden.device), subjects]))
                 raise StopForward
 
             with self.frozen(), self.hooked(layer, site, keep), contextlib.suppress(StopForward):
@@ -178,11 +181,14 @@ class EditableModel:
     # -- changing for a moment -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def restoring(self, layers: Sequence[int]) -> Generator[None]:
-        """Inside, the weights of `layers` may be written; afterwards they hold their original bits, come what may."""
+    def restoring(self, layers: Iterable[int]) -> Generator[dict[int, Tensor]]:
+        """Inside, the weights of `layers` may be written; afterwards they hold their original bits, come what may.
+
+        Gives the originals by layer, as stored.
+        """
         originals = {layer: self.weight(layer).detach().clone() for layer in set(layers)}
         try:
-            yield
+            yield originals
         finally:
             with torch.no_grad():
                 for layer, original in originals.items():
@@ -198,7 +204,7 @@ class EditableModel:
         - `through`: leave out the weights of layers above this one, and the head: what a hidden state of that layer does
           not depend on.
 
-        Values are hashed as float32, so a half-precision checkpoint has one fingerprint whether it was loaded in half
+        Values are hashed in float32 at least, so a half-precision checkpoint has one fingerprint whether it was loaded in half
         or in single precision. Cost: one pass over the weights read.
         """
         digest = hashlib.sha256(self._config_bytes())
@@ -207,7 +213,7 @@ class EditableModel:
         for name, parameter in self.model.named_parameters():
             if through is None or (self._at_or_below(name, through) and id(parameter) not in head):
                 digest.update(f"{name}{tuple(parameter.shape)}".encode())
-                digest.update(parameter.detach().float().contiguous().cpu().numpy().data)
+                digest.update(wide(parameter.detach()).contiguous().cpu().numpy().data)
         return digest.hexdigest()[:32]
 
     def weight_fingerprint(self, layer: int) -> str:

@@ -15,24 +15,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from bluedit.models.editable import EditableModel
+from bluedit.models.editable import EditableModel, Site
 from bluedit.models.tokens import Batch, Row
+from bluedit.precision import wide
 
-__all__ = ["SuffixBatch"]
+__all__ = ["Injection", "SuffixBatch"]
 
 
 class SuffixBatch:
-    """Rows cut at their subject's last token, ready to be rerun from layer `layer` upwards.
+    """Rows cut at their subject's last token, ready to be rerun from above layer `layer`; -1 stands for the embeddings.
 
     **Attributes**
 
-    - `states_BSD`: output of the layer from the subject's last token on; its first column is that token.
+    - `states_BSD`: output of the layer from the subject's last token on; its first column is that token. Empty for -1.
     """
 
     def __init__(self, model: EditableModel, rows: Sequence[Row], layer: int) -> None:
@@ -41,7 +43,8 @@ class SuffixBatch:
         self.rows = tuple(rows)
         prefix = max(row.subject for row in rows)
         suffix = max(len(row.ids) - row.subject for row in rows)
-        states_BTD, cached = self._plain_pass()
+        batch = Batch.of(self.rows, model.device)
+        states_BTD, cached = self._plain_pass(batch)
         device = states_BTD.device
         subjects_B = torch.tensor([row.subject for row in rows], device=device)
         lengths_B = torch.tensor([len(row.ids) for row in rows], device=device)
@@ -51,32 +54,40 @@ class SuffixBatch:
         self._mask = torch.cat([prefix_BP >= 0, suffix_BS < lengths_B[:, None]], 1).long()
         last = int(lengths_B.max()) - 1
         self._positions = suffix_BS.clamp_max(last)
-        self.states_BSD = _gather(states_BTD, self._positions)
+        self.states_BSD = _gather(states_BTD, self._positions) if layer >= 0 else states_BTD
+        # What is embedded does not matter where the layers that would read it are cut out.
+        self._ids = _gather(batch.ids, self._positions) if layer < 0 else torch.zeros_like(self._positions, device=model.device)
         self._cached = [
             (layer, *(_gather(part.transpose(1, 2), prefix_BP.clamp_min(0)).transpose(1, 2) for part in pair))
             for layer, *pair in cached
         ]
 
     @torch.no_grad()
-    def _plain_pass(self) -> tuple[Tensor, list[tuple[int, Tensor, Tensor]]]:
+    def _plain_pass(self, batch: Batch) -> tuple[Tensor, list[tuple[int, Tensor, Tensor]]]:
         model, layer = self._model, self._layer
-        batch = Batch.of(self.rows, model.device)
         seen: list[Tensor] = []
         cache = DynamicCache()
         nowhere = torch.zeros(0, dtype=torch.long, device=model.device)
         # What a layer returns (a tensor, or a tuple that starts with it) differs between architectures.
         forms: list[bool] = []
-        handle = model.layer(layer).register_forward_hook(lambda _, __, output: forms.append(isinstance(output, tuple)))
-        with handle, model.hooked(layer, "layer", seen.append), model.head_at(nowhere, nowhere):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(model.head_at(nowhere, nowhere))
+            if layer >= 0:
+                stack.enter_context(model.hooked(layer, "layer", seen.append))
+                stack.enter_context(
+                    model.layer(layer).register_forward_hook(lambda _, __, output: forms.append(isinstance(output, tuple)))
+                )
             model.model(input_ids=batch.ids, attention_mask=batch.mask, past_key_values=cache, use_cache=True)
-        self._as_tuple = forms[0]
+        self._as_tuple = bool(forms and forms[0])
         above = range(layer + 1, model.structure.depth)
-        return seen[0], [(index, cache.layers[index].keys, cache.layers[index].values) for index in above]  # type: ignore[misc]
+        nothing = torch.zeros(len(self.rows), 0, model.structure.d_model, device=model.device)
+        return seen[0] if seen else nothing, [(index, cache.layers[index].keys, cache.layers[index].values) for index in above]  # type: ignore[misc]
 
     def select(self, keep: Tensor) -> None:
         """Go on with these rows only, in this order."""
         self.rows = tuple(self.rows[index] for index in keep.tolist())
         self._mask, self._positions, self.states_BSD = self._mask[keep], self._positions[keep], self.states_BSD[keep]
+        self._ids = self._ids[keep.to(self._ids.device)]
         self._cached = [
             (layer, keys[keep.to(keys.device)], values[keep.to(values.device)]) for layer, keys, values in self._cached
         ]
@@ -85,8 +96,7 @@ class SuffixBatch:
         """Logits (n, V) at n pairs of row and position within the suffix, with `states_BSD` as output of the layer."""
         with self._cut(lambda: states_BSD), self._model.head_at(rows, positions):
             output = self._model.model(
-                # What is embedded does not matter: the layers that would read it are cut out.
-                input_ids=torch.zeros_like(self._positions, device=self._model.device),
+                input_ids=self._ids,
                 attention_mask=self._mask,
                 position_ids=self._positions,
                 past_key_values=self._cache(),
@@ -120,6 +130,50 @@ class SuffixBatch:
         finally:
             for index, original in enumerate(originals):
                 layers[index] = original
+
+
+class Injection:
+    """Rows in which vectors can be added at sites of one layer, at the subject's last token, again and again.
+
+    Adding to the layer's output needs that layer no more: its stored output is changed. Adding inside the layer (at its
+    MLP's or its attention's output) reruns it, from the stored output of the layer below.
+    """
+
+    def __init__(self, model: EditableModel, rows: Sequence[Row], layer: int, sites: tuple[Site, ...]) -> None:
+        self._model, self._layer, self._sites = model, layer, sites
+        self._above = sites == ("layer",)
+        self._suffixes = SuffixBatch(model, rows, layer if self._above else layer - 1)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self._suffixes.rows
+
+    def initial(self, every: int) -> Tensor:
+        """What stands at the sites before anything is added, (sites, rows, D), for the first of every `every` rows."""
+        if self._above:
+            return wide(self._suffixes.states_BSD[::every, 0])[None]
+        rows = self.rows[::every]
+        return torch.stack([self._model.subject_states(rows, self._layer, site) for site in self._sites])
+
+    def logits(self, added_VBD: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """Logits (n, V) at n pairs of row and position from the subject on, with `added_VBD[v]` added at site v."""
+        states_BSD = self._suffixes.states_BSD
+        if self._above:
+            return self._suffixes.logits(_plus_first(states_BSD, added_VBD[0]), rows, positions)
+        with contextlib.ExitStack() as stack:
+            for site, added_BD in zip(self._sites, added_VBD, strict=True):
+                stack.enter_context(self._model.hooked(self._layer, site, partial(_plus_first, added_BD=added_BD)))
+            return self._suffixes.logits(states_BSD, rows, positions)
+
+    def select(self, keep: Tensor) -> None:
+        """Go on with these rows only, in this order."""
+        self._suffixes.select(keep)
+
+
+def _plus_first(states_BSD: Tensor, added_BD: Tensor) -> Tensor:
+    """The states with something added at the first token, in `added`'s precision, rounded once."""
+    first_BD = (wide(states_BSD[:, 0]) + added_BD).to(states_BSD.dtype)
+    return torch.cat([first_BD[:, None], states_BSD[:, 1:]], 1)
 
 
 class _StandIn(nn.Module):

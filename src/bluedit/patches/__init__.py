@@ -1,6 +1,6 @@
 """Edits as values: low-rank algebra, the patch format, applying and reverting."""
 
-from bluedit.patches.low_rank import LowRank
-from bluedit.patches.patch import Manifest, Patch, applied_patches
+from bluedit.patches.changes import Change, Dense, LowRank, Masked
+from bluedit.patches.patch import Manifest, Patch, applied_patches, merge
 
-__all__ = ["LowRank", "Manifest", "Patch", "applied_patches"]
+__all__ = ["Change", "Dense", "LowRank", "Manifest", "Masked", "Patch", "applied_patches", "merge"]

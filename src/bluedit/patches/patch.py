@@ -1,17 +1,17 @@
 """A patch: an edit as a small file that can be looked at, applied, and taken back bit for bit.
 
-A patch is one `.safetensors` file with its manifest in the metadata, or a folder with `patch.safetensors` and
-`patch.json`. Per weight it holds the factors R and Q; the manifest says what was edited, how, and on which model.
-Nothing in it is ever executed.
+A patch is one `.safetensors` file with its manifest in the metadata, or a folder with `patch.safetensors` and `patch.json`.
+Per weight it holds the parts of its :class:`~bluedit.patches.Change`; the manifest says what was edited, how, and on which
+model. Nothing in it is ever executed.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,9 +26,9 @@ from bluedit.files import atomic_file, atomic_folder, writable_target
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.models.structure import discover
-from bluedit.patches.low_rank import LowRank
+from bluedit.patches.changes import Change, LowRank, Masked, read_change, total
 
-__all__ = ["Manifest", "Patch", "WeightRecord", "applied_patches"]
+__all__ = ["Manifest", "Patch", "WeightRecord", "applied_patches", "merge"]
 
 FORMAT_VERSION = 1
 _TENSORS = "patch.safetensors"
@@ -60,6 +60,9 @@ class WeightRecord(BaseModel):
     norm: float
     relative_norm: float
     condition: float | None = None
+    """Condition number of the prior metric, where it has one."""
+    null_space_rank: int | None = None
+    """How many directions of the keys' null space the change could use (AlphaEdit)."""
 
 
 class OptimisationRecord(BaseModel):
@@ -92,6 +95,10 @@ class Manifest(BaseModel):
     seed: int
     corpus: str | None = None
     facts: tuple[FactRecord, ...]
+    batches: tuple[int, ...] = ()
+    """How many facts each batch held, in a patch that stands for a sequence."""
+    columns: Literal["facts", "directions"] = "facts"
+    """What a column of low-rank factors belongs to; a restraint on the whole change leaves singular directions."""
     weights: dict[str, WeightRecord]
     optimisation: tuple[OptimisationRecord, ...] = ()
     seconds: float = 0.0
@@ -100,12 +107,12 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Patch:
-    """The result of an edit: low-rank changes by weight name, and the manifest that explains them.
+    """The result of an edit: changes by weight name, and the manifest that explains them.
 
     :func:`bluedit.edit` returns one and leaves the model as it was; :meth:`apply` is a separate act.
     """
 
-    changes: Mapping[str, LowRank]
+    changes: Mapping[str, Change]
     manifest: Manifest
 
     @property
@@ -135,7 +142,7 @@ class Patch:
 
         **Raises** :class:`~bluedit.errors.PatchError` when this patch is not applied to this model object.
         """
-        _Ledger.of(_network(model)).remove(self)
+        revert([self], model)
 
     @contextlib.contextmanager
     def applied(self, model: EditableModel | PreTrainedModel, *, check: bool = True) -> Generator[None]:
@@ -157,7 +164,7 @@ class Patch:
             shape = tuple(parameters[name].shape)
             if structure.orientation == "in_out":
                 shape = shape[::-1]
-            if shape != (change.residual_DN.shape[0], change.gain_FN.shape[0]):
+            if shape != change.shape:
                 size = " x ".join(map(str, shape))
                 raise PatchError(f"{name} is {size} in this model; the patch was made for {self.manifest.model}")
             if check and tensor_fingerprint(parameters[name]) != self.manifest.weights[name].before:
@@ -179,7 +186,7 @@ class Patch:
         tensors = {
             f"{name}.{part}": value.detach().cpu().contiguous()
             for name, change in self.changes.items()
-            for part, value in (("residual", change.residual_DN), ("gain", change.gain_FN))
+            for part, value in change.tensors().items()
         }
         if target.suffix == ".safetensors":
             with atomic_file(target) as temporary:
@@ -215,13 +222,14 @@ class Patch:
                 f"{source} is {manifest.format} version {manifest.format_version}; this bluedit reads {FORMAT_VERSION}"
             )
         changes = {name: _read_change(name, tensors, source) for name in manifest.weights}
-        if any(change.rank != len(manifest.facts) for change in changes.values()):
+        columns = {_columns(change) for change in changes.values()} - {None}
+        if manifest.columns == "facts" and columns - {len(manifest.facts)}:
             raise PatchError(
                 f"{source} is damaged: its manifest names {len(manifest.facts)} facts, its factors have other columns"
             )
         if any(len(record.evaluations) != len(manifest.facts) for record in manifest.optimisation):
             raise PatchError(f"{source} is damaged: its record of the optimisation is not one of {len(manifest.facts)} facts")
-        if len(tensors) != 2 * len(changes):
+        if len(tensors) != sum(len(change.tensors()) for change in changes.values()):
             raise PatchError(f"{source} holds tensors that its manifest does not name; it was put together wrongly")
         return cls(changes, manifest)
 
@@ -231,8 +239,7 @@ class Patch:
         """What `bluedit patch show` prints: the manifest, with rank and size per weight."""
         record = self.manifest.model_dump(mode="json")
         for name, change in self.changes.items():
-            record["weights"][name]["rank"] = change.rank
-            record["weights"][name]["bytes"] = 4 * (change.residual_DN.numel() + change.gain_FN.numel())
+            record["weights"][name] |= {"kind": change.kind, "rank": change.rank, "bytes": change.nbytes}
         return record
 
     def __repr__(self) -> str:
@@ -257,7 +264,7 @@ class _Ledger:
         return ledger
 
     def push(self, patch: Patch) -> None:
-        before = self._snapshot(patch)
+        before = self._snapshot(patch.changes)
         try:
             with torch.no_grad():
                 for name in patch.changes:
@@ -269,20 +276,17 @@ class _Ledger:
             self.originals.setdefault(name, tensor)
         self.patches.append(patch)
 
-    def remove(self, patch: Patch) -> None:
-        positions = [position for position, applied in enumerate(self.patches) if applied is patch]
-        positions = positions or [
-            position for position, applied in enumerate(self.patches) if applied.manifest == patch.manifest
-        ]
-        if not positions:
-            raise PatchError("this patch is not applied to this model; apply it first, or reload the model to be rid of it")
-        remaining = self.patches[: positions[-1]] + self.patches[positions[-1] + 1 :]
-        before = self._snapshot(patch)
+    def remove(self, patches: Sequence[Patch]) -> None:
+        remaining = list(self.patches)
+        for patch in reversed(patches):
+            del remaining[_position(patch, remaining)]
+        changed = {name for patch in patches for name in patch.changes}
+        before = self._snapshot(changed)
         try:
-            self._write({name: self.originals[name] for name in patch.changes})
+            self._write({name: self.originals[name] for name in changed})
             with torch.no_grad():
                 for other in remaining:
-                    for name in other.changes.keys() & patch.changes.keys():
+                    for name in other.changes.keys() & changed:
                         self._add(other, name)
         except BaseException:
             self._write(before)
@@ -291,8 +295,8 @@ class _Ledger:
         still_changed = {name for other in remaining for name in other.changes}
         self.originals = {name: tensor for name, tensor in self.originals.items() if name in still_changed}
 
-    def _snapshot(self, patch: Patch) -> dict[str, Tensor]:
-        return {name: self.network.get_parameter(name).detach().clone() for name in patch.changes}
+    def _snapshot(self, names: Iterable[str]) -> dict[str, Tensor]:
+        return {name: self.network.get_parameter(name).detach().clone() for name in names}
 
     def _write(self, tensors: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -301,6 +305,24 @@ class _Ledger:
 
     def _add(self, patch: Patch, name: str) -> None:
         patch.changes[name].add_to(discover(self.network).oriented(self.network.get_parameter(name)))
+
+
+def _position(patch: Patch, applied: Sequence[Patch]) -> int:
+    """Where a patch is among those applied: the object itself, else the last one like it."""
+    same = [position for position, other in enumerate(applied) if other is patch]
+    same = same or [position for position, other in enumerate(applied) if other.manifest == patch.manifest]
+    if not same:
+        raise PatchError("this patch is not applied to this model; apply it first, or reload the model to be rid of it")
+    return same[-1]
+
+
+def revert(patches: Sequence[Patch], model: EditableModel | PreTrainedModel) -> None:
+    """Take several patches back at once, as :meth:`Patch.revert` does one; the ones that stay are added to the originals once.
+
+    **Raises** :class:`~bluedit.errors.PatchError` when one of them is not applied to this model object; none is then taken
+    back.
+    """
+    _Ledger.of(_network(model)).remove(patches)
 
 
 def applied_patches(model: EditableModel | PreTrainedModel) -> tuple[Patch, ...]:
@@ -345,17 +367,67 @@ def restore_ledger(model: EditableModel | PreTrainedModel, patches: Sequence[Pat
     )
 
 
+def merge(patches: Sequence[Patch]) -> Patch:
+    """One patch that does what these do, applied one after the other; all of one sequence on one model.
+
+    Low-rank changes are put side by side, so column n is still fact n's. Hashes are those that the first patch of each
+    weight found.
+
+    **Raises** :class:`~bluedit.errors.PatchError` when there are none, or they were made with different methods or settings.
+    """
+    if not patches:
+        raise PatchError("there is no patch to merge; apply a batch first")
+    manifests = [patch.manifest for patch in patches]
+    first = manifests[0]
+    same = ("configuration", "method", "strategy", "layers", "settings", "templates", "corpus")
+    if differing := [name for name in same if any(getattr(one, name) != getattr(first, name) for one in manifests)]:
+        raise PatchError(f"patches with different {differing[0]} are not one sequence; apply them one after the other instead")
+    changes: dict[str, Change] = {}
+    weights: dict[str, WeightRecord] = {}
+    for name in dict.fromkeys(name for patch in patches for name in patch.changes):
+        # A batch without facts changes nothing; all others of a sequence change the same weights.
+        changes[name] = total([patch.changes[name] for patch in patches if name in patch.changes])
+        record = next(one.weights[name] for one in manifests if name in one.weights)
+        norm = changes[name].norm()
+        sizes = [one.weights[name] for one in manifests if name in one.weights and one.weights[name].relative_norm]
+        relative = norm * sizes[0].relative_norm / sizes[0].norm if sizes else 0.0
+        weights[name] = record.model_copy(update={"norm": norm, "relative_norm": relative})
+    by_layer: dict[int, list[OptimisationRecord]] = {}
+    for record in (record for one in manifests for record in one.optimisation):
+        by_layer.setdefault(record.layer, []).append(record)
+    optimisation = tuple(
+        OptimisationRecord(
+            layer=layer,
+            evaluations=tuple(count for record in records for count in record.evaluations),
+            losses=tuple(loss for record in records for loss in record.losses),
+        )
+        for layer, records in by_layer.items()
+    )
+    update: dict[str, Any] = {
+        "facts": tuple(fact for one in manifests for fact in one.facts),
+        "batches": tuple(count for one in manifests for count in one.batches or (len(one.facts),)),
+        "weights": weights,
+        "optimisation": optimisation,
+        "seconds": round(sum(one.seconds for one in manifests), 3),
+    }
+    return Patch(changes, first.model_copy(update=update))
+
+
 def _network(model: EditableModel | PreTrainedModel) -> PreTrainedModel:
     return model.model if isinstance(model, EditableModel) else model
 
 
-def _read_change(name: str, tensors: Mapping[str, Tensor], source: Path) -> LowRank:
+def _columns(change: Change) -> int | None:
+    """How many facts a change's columns are for; None where it has no columns."""
+    factors = change.factors if isinstance(change, Masked) else change
+    return factors.rank if isinstance(factors, LowRank) else None
+
+
+def _read_change(name: str, tensors: Mapping[str, Tensor], source: Path) -> Change:
+    prefix = f"{name}."
+    # Parts have no dot in their names, weights may be one another's prefix.
+    parts = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == name}
     try:
-        change = LowRank(tensors[f"{name}.residual"], tensors[f"{name}.gain"])
-    except (KeyError, ValueError) as error:
-        raise PatchError(f"{source} is damaged: factors of {name} are missing or do not fit ({error})") from error
-    if not all(
-        tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()) for tensor in (change.residual_DN, change.gain_FN)
-    ):
-        raise PatchError(f"{source} is damaged: factors of {name} are not finite float32 numbers")
-    return change
+        return read_change(parts)
+    except ValueError as error:
+        raise PatchError(f"{source} is damaged: the change of {name} cannot be read: {error}") from error

@@ -11,15 +11,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bluedit.errors import NumericsError, StatisticsError
+from bluedit.files import atomic_file
 from bluedit.models import Batch, EditableModel, Row
 from bluedit.models.editable import StopForward
+from bluedit.solvers.shrinkage import shrink
 
-__all__ = ["SecondMoment", "second_moments", "shrink"]
+__all__ = ["SecondMoment", "second_moments"]
 
 _BATCH_TOKENS = 4096
 _WINDOW_ROWS = 512
@@ -27,29 +33,42 @@ _WINDOW_ROWS = 512
 
 @dataclass(frozen=True)
 class SecondMoment:
-    """C of one layer (F x F, float64, symmetric) and how many tokens it is the mean over."""
+    """C of one layer (F x F, float64, symmetric) and how many tokens it is the mean over.
+
+    - `basis_file`: where the eigenbasis is kept; only in memory when None.
+    """
 
     matrix_FF: Tensor
     tokens: int
+    basis_file: Path | None = None
+
+    @cached_property
+    def eigenbasis(self) -> tuple[Tensor, Tensor]:
+        """C's eigenvalues (F,), rising, and eigenvectors (F x F, as columns), float64: computed once, then read from its file.
+
+        Every threshold of a null space reads the same file. Cost: one eigendecomposition, O(F^3).
+        """
+        path = self.basis_file
+        if path is not None and path.exists():
+            try:
+                with safe_open(path, "pt") as file:
+                    return file.get_tensor("eigenvalues"), file.get_tensor("eigenvectors")
+            except (SafetensorError, OSError) as error:
+                raise StatisticsError(
+                    f"the stored eigenbasis {path} cannot be read ({error}); remove it and run again"
+                ) from error
+        eigenvalues_F, eigenvectors_FF = torch.linalg.eigh(self.matrix_FF)
+        if path is not None:
+            tensors = {"eigenvalues": eigenvalues_F.cpu().contiguous(), "eigenvectors": eigenvectors_FF.cpu().contiguous()}
+            with atomic_file(path) as temporary:
+                save_file(tensors, temporary)
+        return eigenvalues_F, eigenvectors_FF
 
     def condition_number(self, shrinkage: float = 0.0) -> float:
         """Largest over smallest eigenvalue, infinite when C is singular. Cost: one eigendecomposition, O(F^3)."""
         eigenvalues = torch.linalg.eigvalsh(shrink(self.matrix_FF, shrinkage))
         smallest, largest = eigenvalues[0].item(), eigenvalues[-1].item()
         return largest / smallest if smallest > 0 else float("inf")
-
-
-def shrink(moment_FF: Tensor, shrinkage: float) -> Tensor:
-    """(1 - a) C + a tr(C)/F I: a little of the mean eigenvalue everywhere (Ledoit-Wolf's form; a = 0 leaves C alone).
-
-    Directions that a text never excites cost nothing in the plain C, and an update can grow without bound in them.
-    """
-    if shrinkage == 0:
-        return moment_FF
-    size = moment_FF.shape[0]
-    shrunk = (1 - shrinkage) * moment_FF
-    shrunk.diagonal().add_(shrinkage * moment_FF.diagonal().sum() / size)
-    return shrunk
 
 
 def second_moments(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -67,7 +67,7 @@ class Statistics:
             computed = second_moments(model, self.corpus.documents(self.samples), missing, progress=report)
             for layer, moment in computed.items():
                 self._store(paths[layer], moment, layer)
-            found |= computed
+                found[layer] = replace(moment, basis_file=_basis_file(paths[layer]))
         return found
 
     def _path(self, model: EditableModel, layer: int) -> Path:
@@ -94,6 +94,12 @@ class Statistics:
 def _load(path: Path) -> SecondMoment:
     try:
         with safe_open(path, "pt") as file:
-            return SecondMoment(file.get_tensor("second_moment").to(torch.float64), int(file.metadata()["tokens"]))
+            moment_FF = file.get_tensor("second_moment").to(torch.float64)
+            return SecondMoment(moment_FF, int(file.metadata()["tokens"]), _basis_file(path))
     except (SafetensorError, KeyError, OSError, TypeError, ValueError) as error:
         raise StatisticsError(f"the stored statistic {path} cannot be read ({error}); remove it and run again") from error
+
+
+def _basis_file(path: Path) -> Path:
+    """The eigenbasis of a stored moment lies beside it."""
+    return path.with_suffix(".eigenbasis.safetensors")

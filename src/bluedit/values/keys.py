@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
+from bluedit.models.editable import Site
 from bluedit.models.generation import generate
 
 __all__ = ["BARE", "context_templates", "fact_keys", "fact_states"]
@@ -42,10 +43,10 @@ def fact_keys(model: EditableModel, facts: Sequence[Fact], layer: int, templates
     return ((keys_NPF[:, 0] + keys_NPF[:, 1:].mean(1)) / 2).T
 
 
-def fact_states(model: EditableModel, facts: Sequence[Fact], layer: int) -> Tensor:
-    """Hidden states of facts, (D, N) float32: output of `layer` at the subject's last token of the bare prompt."""
+def fact_states(model: EditableModel, facts: Sequence[Fact], layer: int, site: Site = "layer") -> Tensor:
+    """States of facts, (D, N) float32: what stands at a site of `layer` at the subject's last token of the bare prompt."""
     rows = [model.text.row(fact) for fact in facts]
-    return model.subject_states(rows, layer, "layer").T
+    return model.subject_states(rows, layer, site).T
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:

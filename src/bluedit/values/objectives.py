@@ -1,6 +1,7 @@
 """The loss of a value: pure functions of logits and delta, one result per fact.
 
-Shapes: N facts, B rows, T target tokens over all rows, V vocabulary, D d_model. Everything is float32.
+Shapes: N facts, B rows, T target tokens over all rows, V vocabulary, D d_model. Everything is float32, or float64 in
+float64 models.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def target_nll(logits_TV: Tensor, tokens_T: Tensor, rows_T: Tensor, rows: int) -
     `rows_T` says which row a target token belongs to.
     """
     nll_T = torch.nn.functional.cross_entropy(logits_TV, tokens_T, reduction="none")
-    sums = torch.zeros(rows, device=nll_T.device).index_add(0, rows_T, nll_T)
+    sums = nll_T.new_zeros(rows).index_add(0, rows_T, nll_T)
     return sums / torch.bincount(rows_T, minlength=rows).clamp_min(1)
 
 

@@ -9,12 +9,16 @@ It minimises (ROME eq. 4, MEMIT eq. 16)
 
 by Adam from delta = 0, projected onto ||delta|| <= clamp_norm_factor ||h0|| after every step. The target is h0 + delta.
 
+PMET optimises two vectors at once, at the outputs of the layer's MLP and of its attention, each in a ball of its own; the
+decay is summed over both, and only the MLP's is kept as target. Which sites, and what happens once the target is the
+argmax, are said by the method's :class:`~bluedit.methods.Objective`.
+
 *Mechanism.* Facts do not interact, so a wave of them is one forward and one backward pass per evaluation, run by
-:class:`~bluedit.models.prefix.SuffixBatch` on the tokens and layers that delta reaches, and no others. A fact leaves
+:class:`~bluedit.models.prefix.Injection` on the tokens and layers that delta reaches, and no others. A fact leaves
 its wave as soon as its own loss is low enough.
 
 Shapes: N facts of a wave, P prompts of a fact (rewriting prompts, then the KL prompt), B = N P rows, S suffix tokens,
-T target tokens over all rows, V vocabulary, D d_model.
+T target tokens over all rows, V vocabulary where logits are meant and vectors of a fact otherwise, D d_model.
 """
 
 from __future__ import annotations
@@ -28,9 +32,10 @@ from torch import Tensor
 
 from bluedit.errors import FactError, NumericsError
 from bluedit.facts import Fact
-from bluedit.methods import Settings
+from bluedit.methods import HIDDEN_STATE, Objective, Settings
 from bluedit.models import EditableModel, Row
-from bluedit.models.prefix import SuffixBatch
+from bluedit.models.prefix import Injection
+from bluedit.precision import wide
 from bluedit.values.objectives import kl_divergence, target_nll, weight_decay
 
 __all__ = ["Values", "optimise_values"]
@@ -45,8 +50,8 @@ _KL_PROMPT = "{} is a"
 class Values:
     """Optimised values of facts at one layer, in the order of the facts.
 
-    - `targets_DN`: z = h0 + delta, (D, N) float32.
-    - `initial_DN`: h0, the hidden state before, (D, N) float32.
+    - `targets_DN`: z = h0 + delta, (D, N) float32, at the objective's first site.
+    - `initial_DN`: h0, what stood there before, (D, N) float32.
     - `evaluations`: how often each fact's loss was evaluated; one more than the steps it took.
     - `losses`: each fact's last loss.
     """
@@ -70,6 +75,7 @@ def optimise_values(
     layer: int,
     templates: Sequence[str],
     settings: Settings,
+    objective: Objective = HIDDEN_STATE,
     *,
     token_budget: int = _TOKEN_BUDGET,
     progress: Callable[[int], object] | None = None,
@@ -92,25 +98,24 @@ def optimise_values(
     """
     prompts = [_prompts(model, fact, templates) for fact in facts]
     device = model.weight(layer).device
-    targets_ND = torch.zeros(len(facts), model.structure.d_model, device=device)
+    targets_ND = wide(torch.zeros(len(facts), model.structure.d_model, device=device, dtype=model.weight(layer).dtype))
     initial_ND = torch.zeros_like(targets_ND)
     evaluations = [0] * len(facts)
     losses = [float("nan")] * len(facts)
     with model.frozen():
         for chosen in _waves(prompts, token_budget):
-            wave = _Wave(model, layer, [prompts[index] for index in chosen], settings)
-            initial_ND[chosen] = wave.initial_ND
+            wave = _Wave(model, layer, [prompts[index] for index in chosen], settings, objective)
+            initial_ND[chosen] = wave.initial_VND[0]
             numbers = torch.tensor(chosen, device=device)
             while len(numbers):
-                losses_N = wave.evaluate()
+                losses_N, done_N = wave.evaluate()
                 if not torch.isfinite(losses_N).all():
                     _refuse(facts[int(numbers[~torch.isfinite(losses_N)][0])], layer, wave.evaluations)
-                done_N = losses_N < settings.early_stop_loss
                 if wave.evaluations == settings.v_num_grad_steps:
                     done_N = torch.ones_like(done_N)
                 for index, loss in zip(numbers[done_N].tolist(), losses_N[done_N].tolist(), strict=True):
                     evaluations[index], losses[index] = wave.evaluations, loss
-                targets_ND[numbers[done_N]] = (wave.initial_ND + wave.delta_ND)[done_N]
+                targets_ND[numbers[done_N]] = (wave.initial_VND[0] + wave.delta_VND[0])[done_N]
                 numbers = numbers[~done_N]
                 if done_N.any() and progress is not None:
                     progress(int(done_N.sum()))
@@ -160,76 +165,92 @@ def _refuse(fact: Fact, layer: int, evaluations: int) -> NoReturn:
 class _Wave:
     """Facts that are optimised together: their deltas, Adam's moments, and the pass that evaluates them."""
 
-    def __init__(self, model: EditableModel, layer: int, prompts: Sequence[tuple[Row, ...]], settings: Settings) -> None:
+    def __init__(
+        self,
+        model: EditableModel,
+        layer: int,
+        prompts: Sequence[tuple[Row, ...]],
+        settings: Settings,
+        objective: Objective,
+    ) -> None:
         self._settings = settings
+        self._objective = objective
         self._prompts = len(prompts[0])
-        self._batch = SuffixBatch(model, [row for rows in prompts for row in rows], layer)
-        self.initial_ND = self._batch.states_BSD[:: self._prompts, 0].float()
-        self.delta_ND = torch.zeros_like(self.initial_ND)
-        self._first_ND = torch.zeros_like(self.delta_ND)
-        self._second_ND = torch.zeros_like(self.delta_ND)
+        self._injection = Injection(model, [row for rows in prompts for row in rows], layer, objective.sites)
+        self.initial_VND = self._injection.initial(self._prompts)
+        self.delta_VND = torch.zeros_like(self.initial_VND)
+        self._first_VND = torch.zeros_like(self.delta_VND)
+        self._second_VND = torch.zeros_like(self.delta_VND)
+        self._scale_N = torch.ones_like(self.delta_VND[0, :, 0])
         self._original_NV = torch.empty(0)
         self._loss_N = torch.empty(0)
-        self._leaf_ND = self.delta_ND
+        self._leaf_VND = self.delta_VND
         self.evaluations = 0
         self._index()
 
     def _index(self) -> None:
         """Where in the suffixes logits are wanted: at the targets' tokens, and at the KL prompts' first token."""
-        rows = self._batch.rows
+        rows = self._injection.rows
         places = [
             (index, position - row.subject, token)
             for index, row in enumerate(rows)
             for position, token in zip(row.target_positions, row.target, strict=True)
         ]
-        device = self.delta_ND.device
+        device = self.delta_VND.device
         self._rows_T, self._positions_T, self._tokens_T = torch.tensor(places, device=device).T
         self._kl_rows_N = torch.arange(self._prompts - 1, len(rows), self._prompts, device=device)
         self._owner_B = torch.arange(len(rows), device=device) // self._prompts
 
-    def evaluate(self) -> Tensor:
-        """The loss of every fact, (N,)."""
+    def evaluate(self) -> tuple[Tensor, Tensor]:
+        """The loss of every fact, and whether it is done, (N,) each."""
         self.evaluations += 1
-        self._leaf_ND = self.delta_ND.clone().requires_grad_()
-        states_BSD = self._batch.states_BSD
-        first_BD = states_BSD[:, 0].float() + self._leaf_ND[self._owner_B]
-        states_BSD = torch.cat([first_BD[:, None].to(states_BSD.dtype), states_BSD[:, 1:]], 1)
-        logits = self._batch.logits(
-            states_BSD,
-            torch.cat([self._rows_T, self._kl_rows_N]),
-            torch.cat([self._positions_T, torch.zeros_like(self._kl_rows_N)]),
-        ).float()
+        self._leaf_VND = self.delta_VND.clone().requires_grad_()
+        logits = wide(
+            self._injection.logits(
+                self._leaf_VND[:, self._owner_B],
+                torch.cat([self._rows_T, self._kl_rows_N]),
+                torch.cat([self._positions_T, torch.zeros_like(self._kl_rows_N)]),
+            )
+        )
         count = len(self._rows_T)
-        nll_B = target_nll(logits[:count], self._tokens_T, self._rows_T, len(self._batch.rows))
+        nll_B = target_nll(logits[:count], self._tokens_T, self._rows_T, len(self._injection.rows))
         nll_N = nll_B.view(-1, self._prompts)[:, :-1].mean(1)
         log_probs_NV = logits[count:].log_softmax(-1)
         if self.evaluations == 1:
             # delta is still 0: this is the model as it was.
             self._original_NV = log_probs_NV.detach()
-        settings = self._settings
-        self._loss_N = (
-            nll_N
-            + settings.kl_factor * kl_divergence(log_probs_NV, self._original_NV)
-            + settings.v_weight_decay * weight_decay(self._leaf_ND, self.initial_ND)
+        settings, objective = self._settings, self._objective
+        kl_N = kl_divergence(log_probs_NV, self._original_NV)
+        decay_N = sum(
+            weight_decay(delta_ND, initial_ND) for delta_ND, initial_ND in zip(self._leaf_VND, self.initial_VND, strict=True)
         )
-        return self._loss_N.detach()
+        self._loss_N = self._scale_N * nll_N + settings.kl_factor * kl_N + settings.v_weight_decay * decay_N
+        done_N = self._loss_N.detach() < settings.early_stop_loss
+        if objective.met_scale is not None:
+            missed_T = (logits[:count].argmax(-1) != self._tokens_T).float()
+            met_N = (
+                torch.zeros_like(self._scale_N, dtype=missed_T.dtype).index_add(0, self._owner_B[self._rows_T], missed_T) == 0
+            )
+            self._scale_N = torch.where(met_N, objective.met_scale, self._scale_N)
+            done_N |= met_N & (kl_N.detach() < objective.met_kl)
+        return self._loss_N.detach(), done_N
 
     def step(self) -> None:
         """One step of Adam on every delta, then the projection onto the balls around 0."""
         settings, steps = self._settings, self.evaluations
-        (gradient_ND,) = torch.autograd.grad(self._loss_N.sum(), self._leaf_ND)
-        self._first_ND.lerp_(gradient_ND, 1 - _BETAS[0])
-        self._second_ND.lerp_(gradient_ND.square(), 1 - _BETAS[1])
-        scale_ND = (self._second_ND / (1 - _BETAS[1] ** steps)).sqrt_().add_(_EPSILON)
-        self.delta_ND.addcdiv_(self._first_ND, scale_ND, value=-settings.v_lr / (1 - _BETAS[0] ** steps))
-        norms_N = self.delta_ND.norm(dim=1)
-        limits_N = settings.clamp_norm_factor * self.initial_ND.norm(dim=1)
-        self.delta_ND.mul_(torch.where(norms_N > limits_N, limits_N / norms_N, 1.0)[:, None])
+        (gradient_VND,) = torch.autograd.grad(self._loss_N.sum(), self._leaf_VND)
+        self._first_VND.lerp_(gradient_VND, 1 - _BETAS[0])
+        self._second_VND.lerp_(gradient_VND.square(), 1 - _BETAS[1])
+        scale_VND = (self._second_VND / (1 - _BETAS[1] ** steps)).sqrt_().add_(_EPSILON)
+        self.delta_VND.addcdiv_(self._first_VND, scale_VND, value=-settings.v_lr / (1 - _BETAS[0] ** steps))
+        norms_VN = self.delta_VND.norm(dim=-1)
+        limits_VN = settings.clamp_norm_factor * self.initial_VND.norm(dim=-1)
+        self.delta_VND.mul_(torch.where(norms_VN > limits_VN, limits_VN / norms_VN, 1.0)[..., None])
 
     def keep(self, keep_N: Tensor) -> None:
         """Go on with these facts only."""
-        self._batch.select(keep_N.repeat_interleave(self._prompts).nonzero().squeeze(1))
-        self.initial_ND, self.delta_ND = self.initial_ND[keep_N], self.delta_ND[keep_N]
-        self._first_ND, self._second_ND = self._first_ND[keep_N], self._second_ND[keep_N]
-        self._original_NV = self._original_NV[keep_N]
+        self._injection.select(keep_N.repeat_interleave(self._prompts).nonzero().squeeze(1))
+        self.initial_VND, self.delta_VND = self.initial_VND[:, keep_N], self.delta_VND[:, keep_N]
+        self._first_VND, self._second_VND = self._first_VND[:, keep_N], self._second_VND[:, keep_N]
+        self._original_NV, self._scale_N = self._original_NV[keep_N], self._scale_N[keep_N]
         self._index()
