@@ -306,7 +306,8 @@ def edit(
     settings: Settings,
     method: str = "memit",
 ) -> dict[int, Tensor]:
-    """Dense changes by layer of one batch, which is the whole sequence. The model is edited on the way; the caller puts it back."""
+    """Dense changes by layer of one batch, which is the whole sequence. The model is edited on the way; the caller puts it
+    back."""
     sequence = TextbookSession(model, method, moments, templates, settings)
     before = {layer: sequence._weight(layer).double() for layer, _, _ in steps}
     changes = sequence.apply(facts, steps)

@@ -18,6 +18,7 @@ __all__ = [
     "ModelError",
     "NumericsError",
     "PatchError",
+    "RecipeError",
     "SessionError",
     "SettingsError",
     "StatisticsError",
@@ -64,6 +65,10 @@ class StatisticsError(InputError):
 
 class PatchError(InputError):
     """A patch that cannot be read, or does not fit the model it is applied to."""
+
+
+class RecipeError(InputError):
+    """A recipe that is missing or malformed, or whose results lie where another's should go."""
 
 
 class SessionError(InputError):

@@ -222,11 +222,13 @@ class Method:
             raise SettingsError(
                 f"method {self.name!r} keeps past keys, which join the prior with noise 1; it has noise {self.noise}"
             )
-        if self.fine_tuning and (self.keeps_past or not self.strategy.one_layer):
+        if self.fine_tuning and not self.strategy.one_layer:
             raise SettingsError(
-                f"{self.name} trains one weight and has no residual: past keys and the strategy {self.strategy.name!r} mean "
-                "nothing to it; use strategy single"
+                f"{self.name} trains one weight and has no residual that the strategy {self.strategy.name!r} could place; it "
+                "goes with strategy single"
             )
+        if self.fine_tuning and self.keeps_past:
+            raise SettingsError(f"{self.name} trains one weight and has no keys; keeps_past means nothing to it")
 
     def with_strategy(self, strategy: Strategy) -> Method:
         """The same method over other steps.
@@ -251,6 +253,8 @@ class Method:
         else:
             parts = [self.prior.uses, self.objective.uses]
         wanted = {*(name for part in parts for name in part), *(self.restraint.uses if self.restraint else ())}
+        if not self.noise:
+            wanted -= {"lambda"}  # the scale of the metric cancels where residuals are met exactly
         return tuple(name for name in self.settings.names() if name in wanted)
 
     def override(self, *layers: Mapping[str, Any]) -> Settings:

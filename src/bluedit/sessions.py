@@ -12,9 +12,8 @@ computes nothing anew.
 from __future__ import annotations
 
 import contextlib
-import shutil
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -28,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bluedit.editing import EditOptions, Facts, Metrics, Plan, Progress, plan_edit, restrain_sequence, run_batch, silent
 from bluedit.errors import BlueditError, PatchError, SessionError
 from bluedit.facts import Fact
-from bluedit.files import atomic_file, writable_target
+from bluedit.files import atomic_file, atomic_folder, writable_target
 from bluedit.methods import Method
 from bluedit.methods import method as find_method
 from bluedit.models import EditableModel
@@ -40,7 +39,7 @@ from bluedit.statistics import Statistics, read_corpus
 from bluedit.strategies import Step, explicit
 from bluedit.strategies import strategy as find_strategy
 
-__all__ = ["SESSION_MARKER", "Session"]
+__all__ = ["SESSION_MARKER", "Session", "edit_in_sequence"]
 
 SESSION_MARKER = "session.json"
 """The file that shows a folder to be a saved session."""
@@ -121,15 +120,23 @@ class Session:
         /,
         **options: Unpack[EditOptions],
     ) -> None:
-        self.model = EditableModel.wrap(model, tokenizer)
-        self._start(plan_edit(self.model, (), **options))
+        editable = EditableModel.wrap(model, tokenizer)
+        self._start(editable, plan_edit(editable, (), **options))
 
-    def _start(self, plan: Plan) -> None:
+    def _start(self, model: EditableModel, plan: Plan) -> None:
+        self.model = model
         self.plan = plan
         self._metrics = Metrics(plan)
         self._batches: list[_Batch] = []
         self._whole: Patch | None = None
         self._folders: dict[Path, _Folder] = {}
+
+    @classmethod
+    def following(cls, model: EditableModel, plan: Plan) -> Session:
+        """A session that follows a plan; the plan's facts are not looked at."""
+        session = cls.__new__(cls)
+        session._start(model, replace(plan, facts=()))
+        return session
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -192,10 +199,11 @@ class Session:
         kept, undone = self._batches[: len(self) - batches], self._batches[len(self) - batches :]
         if self.plan.method.keeps_past and undone:
             metrics = Metrics(self.plan)
-            with self._without_edits():
-                metrics.prepare(self.model, self._metrics.by_layer)
-            for batch in kept:
-                metrics.absorb(batch.keys)
+            if kept:
+                with self._without_edits():
+                    metrics.prepare(self.model, self._metrics.by_layer)
+                for batch in kept:
+                    metrics.absorb(batch.keys)
             self._metrics = metrics
             self._metrics_changed()
         revert([batch.patch for batch in undone], self.model)
@@ -265,23 +273,27 @@ class Session:
         """
         path = Path(folder)
         known = self._folders.get(path.absolute())
-        if known is None:
-            writable_target(path, replace=replace, marker=SESSION_MARKER)
-            if path.is_dir() and replace:
-                shutil.rmtree(path)
-            known = self._folders[path.absolute()] = _Folder()
-        path.mkdir(parents=True, exist_ok=True)
-        known.revision += 1
-        saved = self._write_files(path, known)
+        if known is not None:
+            self._save_into(path, known)
+            return path
+        # The first time the folder appears whole or not at all, so that a kill leaves nothing that is in the way.
+        known = _Folder()
+        with atomic_folder(writable_target(path, replace=replace, marker=SESSION_MARKER)) as temporary:
+            self._save_into(temporary, known)
+        self._folders[path.absolute()] = known
+        return path
+
+    def _save_into(self, path: Path, folder: _Folder) -> None:
+        folder.revision += 1
+        saved = self._write_files(path, folder)
         with atomic_file(path / SESSION_MARKER) as temporary:
             temporary.write_text(saved.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        current = {_patch_name(stem) for stem in known.stems} | {_keys_name(stem) for stem in known.stems}
+        current = {_patch_name(stem) for stem in folder.stems} | {_keys_name(stem) for stem in folder.stems}
         current |= {saved.weights_file, saved.metrics_file or "", saved.whole_file or ""}
         for kind in ("patch", "keys", "weights", "metrics", "whole"):
             for stale in path.glob(f"{kind}-*.safetensors"):
                 if stale.name not in current:
                     stale.unlink()
-        return path
 
     def _write_files(self, path: Path, folder: _Folder) -> _Saved:
         """Write the tensors that the folder lacks, under names that no earlier state used."""
@@ -359,9 +371,7 @@ class Session:
                     f"{path} was begun on other weights: {name} is not what it was before the first batch. Load the model it "
                     "was begun on, unedited and in the same precision"
                 )
-        session = cls.__new__(cls)
-        session.model = editable
-        session._start(_plan(saved, method, statistics))
+        session = cls.following(editable, _plan(saved, method, statistics))
         try:
             session._restore(path, saved)
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
@@ -460,3 +470,44 @@ def _plan(saved: _Saved, method: Method | None, statistics: Statistics | None) -
         facts=(),
         seed=saved.seed,
     )
+
+
+def edit_in_sequence(
+    model: EditableModel,
+    plan: Plan,
+    facts: Sequence[Fact],
+    batch_size: int,
+    folder: Path | None = None,
+    progress: Progress = silent,
+) -> Patch:
+    """Edit facts batch by batch, and take them back again: the patch of the whole sequence.
+
+    **Arguments**
+
+    - `folder`: where the session is kept after every batch; if one is there already, it goes on.
+
+    **Raises** :class:`~bluedit.errors.SessionError` when the folder holds a sequence of other facts, or with another plan.
+    """
+    if folder is not None and (folder / SESSION_MARKER).is_file():
+        session = Session.resume(folder, model, method=plan.method, statistics=plan.statistics)
+        differing = [name for name in _PLANNED if getattr(session.plan, name) != getattr(plan, name)]
+        differing += ["facts"] if session.facts != tuple(facts[: len(session.facts)]) else []
+        if differing:
+            session.undo(len(session))
+            raise SessionError(
+                f"{folder} holds a session with other {' and '.join(differing)}; choose another folder for this one"
+            )
+    else:
+        session = Session.following(model, plan)
+    try:
+        for start in range(len(session.facts), max(len(facts), 1), batch_size):
+            session.apply(facts[start : start + batch_size], progress=progress)
+            if folder is not None:
+                session.save(folder)
+        return session.finish()
+    finally:
+        session.undo(len(session))
+
+
+_PLANNED = ("method", "layers", "settings", "templates", "seed")
+"""What two plans have in common if they make the same patches of the same facts."""

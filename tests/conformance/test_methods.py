@@ -12,6 +12,7 @@ import oracles
 import pytest
 import torch
 from transformers.models.gptj.modeling_gptj import GPTJAttention
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import bluedit
 from bluedit.errors import FactError, NumericsError, SessionError, SettingsError
@@ -74,6 +75,8 @@ def exact(_models: dict[str, EditableModel]) -> Callable[[EditableModel], Editab
             for module in network.modules():
                 if isinstance(module, GPTJAttention):
                     module._attn = partial(_attention, module)
+                if isinstance(module, LlamaRMSNorm):
+                    module.forward = partial(_norm, module)
             twins[id(model)] = EditableModel(network, model.tokenizer)
         return twins[id(model)]
 
@@ -87,6 +90,11 @@ def _attention(
     scores = query @ key.transpose(-1, -2) / module.scale_attn
     weights = (scores if mask is None else scores + mask).softmax(-1)
     return weights @ value, weights
+
+
+def _norm(module: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
+    """Llama's norm in its input's precision; its own narrows it to float32."""
+    return module.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + module.variance_epsilon)
 
 
 def statistics(model: EditableModel) -> Statistics:
@@ -409,9 +417,9 @@ def test_combinations_that_make_no_sense_are_refused_with_the_reason(
     rome = METHODS["rome"]
     with pytest.raises(SettingsError, match=r"rome solves for 1 fact at a time, and was given 6.*emmet"):
         bluedit.edit(tiny_gpt2, world_facts, **options(tiny_gpt2, rome, rome.strategy))
-    with pytest.raises(SettingsError, match="one layer is edited, and 3 are named"):
+    with pytest.raises(SettingsError, match=r"one layer is edited, and 3 are named"):
         edit(tiny_gpt2, world_facts, rome, rome.strategy, layers=LAYERS)
-    with pytest.raises(SettingsError, match="ft-l trains one weight and has no residual.*'boundary'"):
+    with pytest.raises(SettingsError, match=r"ft-l trains one weight and has no residual.*'boundary'"):
         bluedit.blue(METHODS["ft-l"])
     session = Session(tiny_gpt2, **options(tiny_gpt2, METHODS["prune"], bluedit.BOUNDARY))
     session.apply(world_facts)

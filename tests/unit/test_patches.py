@@ -220,7 +220,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "one dimension": (lambda path: _tensors(path, lambda t: t.update({_GAIN: torch.zeros(48)})), "do not belong together"),
     "not a number": (lambda path: _tensors(path, lambda t: t[_GAIN].view(-1)[7:8].fill_(float("nan"))), "gain is not finite"),
-    "infinite": (lambda path: _tensors(path, lambda t: t[_RESIDUAL].view(-1)[7:8].fill_(float("inf"))), "residual is not finite"),
+    "infinite": (
+        lambda path: _tensors(path, lambda t: t[_RESIDUAL].view(-1)[7:8].fill_(float("inf"))),
+        "residual is not finite",
+    ),
     "another type": (lambda path: _tensors(path, lambda t: t.update({_GAIN: t[_GAIN].half()})), "not float32 or float64"),
     "whole numbers": (lambda path: _tensors(path, lambda t: t.update({_GAIN: t[_GAIN].int()})), "not float32 or float64"),
 }

@@ -17,9 +17,10 @@ from bluedit.cli.options import (
     Seed,
     TrustRemoteCode,
     parse_assignments,
-    parse_layers,
     read_templates,
 )
+from bluedit.errors import SettingsError
+from bluedit.layers import parse_layers
 
 __all__ = ["edit"]
 
@@ -47,6 +48,13 @@ def edit(
     samples: Annotated[
         int | None, typer.Option("--samples", min=1, help="Documents of the corpus to use; all by default.")
     ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, metavar="N", help="Edit in sequence, N facts at a time; all at once by default."),
+    ] = None,
+    session: Annotated[
+        Path | None, typer.Option("--session", help="Keep the sequence in this folder after each batch, and go on from there.")
+    ] = None,
     templates: Annotated[
         Path | None, typer.Option("--templates", help="JSON list of context templates; the model writes them by default.")
     ] = None,
@@ -59,7 +67,7 @@ def edit(
     as_json: AsJson = False,
 ) -> None:
     """Write facts into a model, as a patch. The model's own files are not touched."""
-    critical, overrides = parse_layers(layers), parse_assignments(settings or [])
+    critical, overrides = parse_layers(layers) if layers else None, parse_assignments(settings or [])
     from bluedit.methods import method as find_method
     from bluedit.strategies import strategy as find_strategy
 
@@ -68,6 +76,8 @@ def edit(
     if strategy or not chosen.strategy.one_layer:
         chosen = chosen.with_strategy(find_strategy(strategy or "boundary"))
     chosen.override(overrides)
+    if session and not batch_size:
+        raise SettingsError("--session keeps a sequence; say how many facts a batch has with --batch-size")
     from bluedit.datasets import read_cases
     from bluedit.errors import DatasetError, FactError
     from bluedit.facts import check_facts
@@ -79,10 +89,11 @@ def edit(
     contexts = read_templates(templates)
 
     from bluedit.cli import console
-    from bluedit.editing import plan_edit, run_plan
+    from bluedit.editing import plan_edit
     from bluedit.files import writable_target
     from bluedit.models import load_model
     from bluedit.patches.patch import MANIFEST_NAME
+    from bluedit.sessions import edit_in_sequence
     from bluedit.statistics import Statistics, read_corpus
 
     writable_target(out, replace=force, marker=MANIFEST_NAME)
@@ -90,16 +101,9 @@ def edit(
     with console.bars() as bars:
         editable = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         plan = plan_edit(
-            editable,
-            checked,
-            method=chosen,
-            layers=critical,
-            settings=overrides,
-            corpus=source,
-            templates=contexts,
-            seed=seed,
+            editable, (), method=chosen, layers=critical, settings=overrides, corpus=source, templates=contexts, seed=seed
         )
-        patch = run_plan(editable, plan, bars)
+        patch = edit_in_sequence(editable, plan, checked, batch_size or max(1, len(checked)), session, bars)
         patch.save(out, replace=force)
     if as_json:
         console.emit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from bluedit.errors import SettingsError
 
-__all__ = ["AsJson", "Device", "Dtype", "Force", "Limit", "Model", "Seed", "parse_assignments", "parse_layers"]
+__all__ = ["AsJson", "Device", "Dtype", "Force", "Limit", "Model", "Seed", "parse_assignments", "read_templates"]
 
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="NAME", help="A folder, a hub name, or an embedded model such as gpt2-mini.")
@@ -24,27 +23,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N records.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
-
-_LAYERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
-
-
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """`1-4`, `1,2,3,4` or a mixture of both, as layers.
-
-    **Raises** :class:`~bluedit.errors.SettingsError` for anything else.
-    """
-    if text is None:
-        return None
-    plain = text.replace(" ", "")
-    if not _LAYERS.fullmatch(plain):
-        raise SettingsError(f"--layers {text!r} is not understood; write a range such as 1-4, or a list such as 1,2,3,4")
-    layers: set[int] = set()
-    for part in plain.split(","):
-        first, _, last = part.partition("-")
-        if int(last or first) < int(first):
-            raise SettingsError(f"--layers {text!r} runs backwards; write {last}-{first}")
-        layers.update(range(int(first), int(last or first) + 1))
-    return tuple(sorted(layers))
 
 
 def parse_assignments(values: list[str]) -> dict[str, Any]:

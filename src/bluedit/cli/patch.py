@@ -123,8 +123,10 @@ def describe(patch: Patch) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    from bluedit.reports.tables import short
+
     manifest = patch.manifest
-    settings = ", ".join(f"{name}={_short(value)}" for name, value in manifest.settings.items())
+    settings = ", ".join(f"{name}={short(value)}" for name, value in manifest.settings.items())
     head = Text(
         f"{len(manifest.facts)} facts edited into {manifest.model} with {manifest.method}, {manifest.strategy}, "
         f"critical layers {', '.join(map(str, manifest.layers))}, in {manifest.seconds:.1f} s\n{settings}"
@@ -145,7 +147,3 @@ def describe(patch: Patch) -> Any:
         )
     rest = Text(f"and {len(patch.facts) - 20} more; --json lists all") if len(patch.facts) > 20 else Text("")
     return Group(head, weights, facts, rest)
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

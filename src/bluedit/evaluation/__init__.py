@@ -2,6 +2,6 @@
 
 from bluedit.evaluation.intervals import Estimate
 from bluedit.evaluation.records import protocol
-from bluedit.evaluation.scoring import SCORES, Scores, score_cases
+from bluedit.evaluation.scoring import SCORES, Scores, compare, score_cases
 
-__all__ = ["SCORES", "Estimate", "Scores", "protocol", "score_cases"]
+__all__ = ["SCORES", "Estimate", "Scores", "compare", "protocol", "score_cases"]

@@ -39,7 +39,8 @@ def protocol(
             "settings": manifest.settings,
             "corpus": manifest.corpus,
             "edits": len(manifest.facts),
-            "batch_size": len(manifest.facts),
+            "batch_size": max(manifest.batches, default=len(manifest.facts)),
+            "order": "as listed",
             "evaluated": "after the last batch",
         }
     return tag

@@ -8,7 +8,7 @@ Shapes: T target tokens over a batch's rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from bluedit.errors import DatasetError
 from bluedit.evaluation.intervals import Estimate, bootstrap, share
 from bluedit.models import EditableModel, Row, batches
 
-__all__ = ["SCORES", "Answer", "Scores", "answer_queries", "score_cases"]
+__all__ = ["SCORES", "Answer", "Scores", "answer_queries", "compare", "score_cases"]
 
 SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 """The scores in the order they are reported: efficacy, generalisation (paraphrases), specificity (neighborhood), their
@@ -104,6 +104,11 @@ class Scores:
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
 
+    def of(self, ids: Collection[str]) -> Scores:
+        """The same scores over some of the cases only."""
+        wanted = set(ids)
+        return _scores([(name, outcomes) for name, outcomes in self.cases if name in wanted])
+
     def as_dict(self) -> dict[str, dict[str, float]]:
         """The `scores` entry of a JSON result."""
         return {name: estimate.as_dict() for name, estimate in self.estimates.items()}
@@ -128,7 +133,29 @@ def score_cases(model: EditableModel, cases: Sequence[Case], *, progress: Callab
     queries = [query for case in cases for query in _queries(case)]
     total = len(set(queries))
     answers = answer_queries(model, queries, progress=None if progress is None else lambda done: progress(done, total))
-    outcomes = tuple((case.fact.id, _outcomes(case, answers)) for case in cases)
+    return _scores([(case.fact.id, _outcomes(case, answers)) for case in cases])
+
+
+def compare(one: Scores, other: Scores, name: str) -> Estimate | None:
+    """By how many points `one` is above `other` in a score, with a paired bootstrap over the cases that both have.
+
+    None where no case has the data for the score.
+    """
+    others = dict(other.cases)
+    pairs = [(values, others[case]) for case, values in one.cases if case in others]
+    parts = ("ES", "PS", "NS") if name == "S" else (name,)
+    means = np.array([[[np.mean(side[part]) if part in side else np.nan for part in parts] for side in pair] for pair in pairs])
+    if not len(means) or np.isnan(means).all(axis=0).any():
+        return None
+
+    def difference(chosen: Any) -> float:
+        sides = [_harmonic_mean(_column_means(means[chosen, side])) for side in (0, 1)]
+        return sides[0] - sides[1]
+
+    return bootstrap(len(pairs), difference)
+
+
+def _scores(outcomes: Sequence[tuple[str, Mapping[str, tuple[float, ...]]]]) -> Scores:
     estimates: dict[str, Estimate] = {}
     for name in SCORES:
         if name == "S":
@@ -136,7 +163,7 @@ def score_cases(model: EditableModel, cases: Sequence[Case], *, progress: Callab
                 estimates[name] = harmonic
         elif have := [values[name] for _, values in outcomes if name in values]:
             estimates[name] = share(have)
-    return Scores(estimates, outcomes)
+    return Scores(estimates, tuple(outcomes))
 
 
 def _queries(case: Case) -> list[Query]:
@@ -179,10 +206,14 @@ def _harmonic(cases: Sequence[Mapping[str, tuple[float, ...]]]) -> Estimate | No
     if np.isnan(parts).all(axis=0).any():
         return None
 
-    def statistic(chosen: Any) -> float:
-        with np.errstate(invalid="ignore"):
-            sums, counts = np.nansum(parts[chosen], axis=0), (~np.isnan(parts[chosen])).sum(axis=0)
-        means = sums / np.maximum(counts, 1)
-        return float(len(means) / np.sum(1 / means)) if (means > 0).all() else 0.0
+    return bootstrap(len(cases), lambda chosen: _harmonic_mean(_column_means(parts[chosen])))
 
-    return bootstrap(len(cases), statistic)
+
+def _column_means(values: np.ndarray) -> np.ndarray:
+    """The mean of each column over the rows that have it."""
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis=0) / np.maximum((~np.isnan(values)).sum(axis=0), 1)
+
+
+def _harmonic_mean(values: np.ndarray) -> float:
+    return float(len(values) / np.sum(1 / values)) if (values > 0).all() else 0.0

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bluedit.precision import wide
 
-__all__ = ["Change", "Dense", "LowRank", "Masked", "read_change", "total"]
+__all__ = ["Change", "Dense", "LowRank", "Masked", "largest_singular_value", "read_change", "total"]
 
 
 class Change(ABC):
@@ -51,6 +51,10 @@ class Change(ABC):
     def norm(self) -> float:
         """The Frobenius norm of D."""
         return self.dense().double().norm().item()
+
+    def largest_singular_value(self) -> float:
+        """The spectral norm of D."""
+        return largest_singular_value(self.dense())
 
     def add_to(self, weight_DF: Tensor) -> None:
         """weight += D in place: computed in the change's precision, rounded once to the weight's."""
@@ -184,6 +188,13 @@ class Dense(Change):
 
     def tensors(self) -> dict[str, Tensor]:
         return {"change": self.change_DF}
+
+
+def largest_singular_value(matrix_DF: Tensor) -> float:
+    """The spectral norm of a matrix, from the eigenvalues of its smaller Gram matrix. O(D F min(D, F))."""
+    matrix_DF = matrix_DF.double()
+    gram = matrix_DF @ matrix_DF.T if matrix_DF.shape[0] <= matrix_DF.shape[1] else matrix_DF.T @ matrix_DF
+    return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt().item()
 
 
 def total(changes: Sequence[Change]) -> Change:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from bluedit.patches.changes import Change, Dense, LowRank
+from bluedit.patches.changes import Change, Dense, LowRank, largest_singular_value
 
 if TYPE_CHECKING:
     from bluedit.methods import Settings
@@ -35,9 +35,7 @@ class Pruning:
 
         A change whose singular values all lie below smax is returned as it is.
         """
-        weight_DF = weight_DF.double()
-        gram = weight_DF @ weight_DF.T if weight_DF.shape[0] <= weight_DF.shape[1] else weight_DF.T @ weight_DF
-        largest = torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt().item()
+        largest = largest_singular_value(weight_DF)
         left_DR, singular_R, right_RF = _singular_values(change)
         over_R = singular_R > largest
         if not over_R.any():

@@ -103,10 +103,12 @@ class InverseMetric:
         rank, size = int(below_F.sum()), len(values_F)
         if not rank:
             smallest = values_F[0].item()
+            mend = "lower shrinkage, which lifts every eigenvalue" if relative and shrinkage else ""
+            mend = mend or "count it in mean eigenvalues with nullspace_scale=relative"
             raise NumericsError(
                 f"the null space of the keys is empty: the smallest eigenvalue of their second moment is {smallest:.2e} "
                 f"({smallest / mean.item():.2e} of the mean one), and none is below the threshold {threshold:g}; raise "
-                "nullspace_threshold, or count it in mean eigenvalues with nullspace_scale=relative"
+                f"nullspace_threshold, or {mend}"
             )
         # The smaller of the two spaces is multiplied out.
         chosen_FR = eigenvectors_FF[:, below_F if rank <= size - rank else ~below_F].to(torch.float64)
@@ -139,10 +141,13 @@ class InverseMetric:
         keys_FN = keys_FN.to(self.matrix_FF)
         projected_FN = self.matrix_FF @ keys_FN
         if readout_FN is not None:
-            system_NN = readout_FN.to(self.matrix_FF).T @ projected_FN
+            readout_FN = readout_FN.to(self.matrix_FF)
+            system_NN = readout_FN.T @ projected_FN
             system_NN.diagonal().add_(noise)
             factor_NN, pivots_N, info = torch.linalg.lu_factor_ex(system_NN)
-            if info.item() or _nearly_singular(factor_NN.abs()):
+            # What a pivot could have been: keys that are orthogonal in the metric leave a single one that is nearly 0.
+            largest = noise + (readout_FN.norm(dim=0).max() * projected_FN.norm(dim=0).max()).item()
+            if info.item() or _nearly_singular(factor_NN.abs(), largest):
                 _refuse_alike(keys_FN.T @ projected_FN, names)
             return torch.linalg.lu_solve(factor_NN, pivots_N, projected_FN, left=False)
         gram_NN = _symmetric(keys_FN.T @ projected_FN)
@@ -190,20 +195,22 @@ def _spectral_norm(matrix_FF: Tensor, iterations: int = 40) -> float:
     return norm
 
 
-def _nearly_singular(factor_NN: Tensor) -> bool:
+def _nearly_singular(factor_NN: Tensor, largest: float = 0.0) -> bool:
     """Whether the pivots on a factor's diagonal show that all of its precision's digits are lost in some direction."""
     if not factor_NN.numel():
         return False
     pivots_N = factor_NN.diagonal()
-    return not bool(torch.isfinite(pivots_N).all()) or bool(
-        pivots_N.min() / pivots_N.max() < 500 * torch.finfo(factor_NN.dtype).eps
-    )
+    limit = 500 * torch.finfo(factor_NN.dtype).eps * max(pivots_N.max().item(), largest)
+    return not bool(torch.isfinite(pivots_N).all()) or pivots_N.min().item() <= limit
 
 
 def _refuse_alike(gram_NN: Tensor, names: tuple[str, ...]) -> NoReturn:
     one, other = _most_alike(gram_NN)
     if one == other:
-        raise NumericsError("the key of the fact has no component that the prior leaves free; raise shrinkage or the threshold")
+        raise NumericsError(
+            "the key of the fact has nothing in common with what it is read at in the prior's metric; rephrase its prompt, "
+            "raise shrinkage, or choose r-rome"
+        )
     who = f"facts {names[one]!r} and {names[other]!r}" if names else f"columns {one} and {other}"
     raise NumericsError(
         f"the keys of {who} nearly coincide, and eps = 0 asks for both residuals to be met exactly; edit them in "

@@ -1,0 +1,80 @@
+"""`bluedit models` and `bluedit methods`: what is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bluedit.cli.options import AsJson
+
+__all__ = ["methods", "models"]
+
+
+def models(as_json: AsJson = False) -> None:
+    """List the models whose critical layers and settings are known."""
+    from bluedit.cli import console
+    from bluedit.known import KNOWN
+    from bluedit.reports.tables import short
+    from bluedit.zoo import EMBEDDED
+
+    document: list[dict[str, Any]] = [
+        {
+            "name": known.name,
+            "embedded": known.name in EMBEDDED,
+            "recognised_by": dict(known.shape),
+            "layers": list(known.layers),
+            "boundary": [known.layers[0], known.layers[-1]],
+            "one_layer": dict(known.one_layer),
+            "settings": {key or "all methods": dict(values) for key, values in known.settings.items()},
+            "corpus": known.corpus,
+        }
+        for known in KNOWN
+    ]
+    if as_json:
+        console.emit({"models": document})
+        return
+    from rich.table import Table
+
+    table = Table("model", "recognised by", "critical layers", "settings", header_style="bold")
+    for model in document:
+        settings = "\n".join(
+            f"{key}: {', '.join(f'{name}={short(value)}' for name, value in values.items())}"
+            for key, values in model["settings"].items()
+        )
+        table.add_row(
+            f"{model['name']}{' (embedded)' if model['embedded'] else ''}",
+            "\n".join(f"{name}={value}" for name, value in model["recognised_by"].items()),
+            f"{model['layers'][0]}-{model['layers'][-1]}",
+            settings,
+        )
+    console.show(table)
+    console.say("any other causal language model with a known layout can be edited with --layers and --corpus")
+
+
+def methods(as_json: AsJson = False) -> None:
+    """List the editing methods, published and installed."""
+    from bluedit.cli import console
+    from bluedit.methods import METHODS, installed_methods
+
+    document: list[dict[str, Any]] = [
+        {
+            "name": method.name,
+            "summary": method.summary,
+            "strategy": method.strategy.name,
+            "keeps_past": method.keeps_past,
+            "largest_batch": method.largest_batch,
+            "settings": {name: value for name, value in method.settings.as_dict().items() if name in method.uses},
+            "reference": method.reference,
+            "installed": name not in METHODS,
+        }
+        for name, method in (METHODS | installed_methods()).items()
+    ]
+    if as_json:
+        console.emit({"methods": document})
+        return
+    from rich.table import Table
+
+    table = Table("method", "what it does", "own strategy", "settings", header_style="bold")
+    for method in document:
+        table.add_row(method["name"], method["summary"], method["strategy"], ", ".join(method["settings"]))
+    console.show(table)
+    console.say("every method but those that train one weight also takes BLUE's strategy: --strategy boundary")

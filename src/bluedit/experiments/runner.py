@@ -1,0 +1,231 @@
+"""Running a recipe: one session per run, scored after its last batch, everything kept so that a killed experiment goes on.
+
+An experiment's folder:
+
+| path | holds |
+|---|---|
+| `recipe.json` | the recipe as it was understood, and the fingerprint of the model's weights |
+| `before.json` | the scores of the unedited model |
+| `NAME/session/` | the saved session of a run under way |
+| `NAME/result.json`, `NAME/patch.safetensors` | a finished run: settings, scores, outcomes, drift, seconds; and its edit |
+| `table.json`, `table.md` | all runs side by side, once all are done |
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bluedit.datasets import Case, read_dataset
+from bluedit.editing import Progress, silent
+from bluedit.errors import RecipeError
+from bluedit.evaluation import Scores, compare, protocol, score_cases
+from bluedit.experiments.recipes import Recipe, Run
+from bluedit.files import atomic_file, writable_target
+from bluedit.models import EditableModel
+from bluedit.patches import Patch
+from bluedit.reports.tables import markdown
+from bluedit.sessions import SESSION_MARKER, Session
+from bluedit.statistics import Statistics, read_corpus
+from bluedit.strategies import BOUNDARY
+
+__all__ = ["RECIPE_MARKER", "Experiment"]
+
+RECIPE_MARKER = "recipe.json"
+"""The file that shows a folder to be an experiment's."""
+_COMPARED = ("ES", "PS", "NS", "S")
+
+
+@dataclass
+class Experiment:
+    """A recipe, the model it edits, and the folder its results are kept in."""
+
+    recipe: Recipe
+    model: EditableModel
+    folder: Path
+
+    def run(self, progress: Progress = silent) -> dict[str, Any]:
+        """Do what is not done yet, and write the table. **Returns** what `table.json` holds.
+
+        Can be killed at any moment and started again: finished runs are kept, the one under way goes on after its last
+        batch, and the scores are those of an undisturbed experiment.
+
+        **Raises** :class:`~bluedit.errors.RecipeError` when the folder holds the results of another recipe or model.
+        """
+        cases = read_dataset(self.recipe.dataset, self.recipe.facts)
+        self._claim()
+        before = self._before(cases, progress)
+        runs = list(zip(self.recipe.names, self.recipe.runs, strict=True))
+        results: dict[str, dict[str, Any]] = {}
+        for name, run in runs:
+            path = self.folder / name / "result.json"
+            results[name] = _read(path) if path.is_file() else self._run(name, run, cases, progress)
+        document = {
+            "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
+            "model_fingerprint": self.model.fingerprint(),
+            "before": before,
+            "runs": [{key: value for key, value in result.items() if key != "outcomes"} for result in results.values()],
+            "blue_against_own": self._compare(results),
+        }
+        _write(self.folder / "table.json", document)
+        with atomic_file(self.folder / "table.md") as temporary:
+            temporary.write_text(markdown(document), encoding="utf-8")
+        return document
+
+    def _claim(self) -> None:
+        """Make the folder this experiment's, or see that it is."""
+        claim = {
+            "recipe": self.recipe.model_dump(mode="json", exclude={"title"}),
+            "model_fingerprint": self.model.fingerprint(),
+        }
+        path = self.folder / RECIPE_MARKER
+        if path.is_file():
+            if _read(path) != claim:
+                raise RecipeError(
+                    f"{self.folder} holds results of another recipe, or of another model; choose another folder with --out, or "
+                    "say --force to lose them"
+                )
+            return
+        writable_target(self.folder, replace=True)
+        _write(path, claim)
+
+    def _before(self, cases: Sequence[Case], progress: Progress) -> dict[str, Any]:
+        path = self.folder / "before.json"
+        if not path.is_file():
+            scores = score_cases(self.model, cases, progress=lambda done, total: progress("scoring, unedited", done, total))
+            tag = protocol(self.model, cases, dataset=self.recipe.dataset, seed=self.recipe.seed)
+            _write(path, {"scores": scores.as_dict(), "protocol": tag})
+        return _read(path)
+
+    def _run(self, name: str, run: Run, cases: Sequence[Case], progress: Progress) -> dict[str, Any]:
+        """One run from where it was left, to its result."""
+        saved = self.folder / name / "session"
+        session = Session.resume(saved, self.model) if (saved / SESSION_MARKER).is_file() else self._session(run)
+        try:
+            size = self.recipe.batch_size or len(cases)
+            batches = [cases[start : start + size] for start in range(0, len(cases), size)]
+            progress(f"{run.label}, batches", len(session), len(batches))
+            for batch in batches[len(session) :]:
+                session.apply([case.fact for case in batch])
+                session.save(saved)
+                progress(f"{run.label}, batches", 1, len(batches))
+            patch = session.finish()
+            started = time.monotonic()
+            scores = score_cases(self.model, cases, progress=lambda done, total: progress(f"scoring {run.label}", done, total))
+            seconds = {"editing": patch.manifest.seconds, "scoring": round(time.monotonic() - started, 3)}
+            seconds["batches"] = [one.manifest.seconds for one in session.patches]  # type: ignore[assignment]
+        finally:
+            session.undo(len(session))
+        result = self._result(name, run, patch, scores, seconds, batches)
+        patch.save(self.folder / name / "patch.safetensors", replace=True)
+        _write(self.folder / name / "result.json", result)
+        shutil.rmtree(saved)
+        return result
+
+    def _session(self, run: Run) -> Session:
+        recipe = self.recipe
+        return Session(
+            self.model,
+            method=run.resolve(),
+            layers=run.layers,
+            settings=run.settings,
+            corpus=Statistics(read_corpus(recipe.corpus), recipe.samples) if recipe.corpus else None,
+            seed=recipe.seed,
+        )
+
+    def _result(
+        self,
+        name: str,
+        run: Run,
+        patch: Patch,
+        scores: Scores,
+        seconds: dict[str, Any],
+        batches: Sequence[Sequence[Case]],
+    ) -> dict[str, Any]:
+        manifest = patch.manifest
+        ends = {"first": batches[0], "middle": batches[len(batches) // 2], "latest": batches[-1]}
+        return {
+            "name": name,
+            "label": run.label,
+            "note": run.note,
+            "method": manifest.method,
+            "strategy": manifest.strategy,
+            "layers": list(manifest.layers),
+            "settings": manifest.settings,
+            "scores": scores.as_dict(),
+            "retention": {end: scores.of([case.fact.id for case in batch]).as_dict() for end, batch in ends.items()},
+            "drift": {
+                weight: {
+                    "relative_norm": record.relative_norm,
+                    "norm": record.norm,
+                    "largest_singular_value": patch.changes[weight].largest_singular_value(),
+                }
+                for weight, record in manifest.weights.items()
+            },
+            "null_space_rank": {
+                weight: record.null_space_rank
+                for weight, record in manifest.weights.items()
+                if record.null_space_rank is not None
+            },
+            "mean_evaluations": {
+                str(record.layer): sum(record.evaluations) / max(1, len(record.evaluations)) for record in manifest.optimisation
+            },
+            "seconds": seconds,
+            "protocol": protocol(
+                self.model,
+                [case for batch in batches for case in batch],
+                dataset=self.recipe.dataset,
+                patch=patch,
+                seed=self.recipe.seed,
+            ),
+            "outcomes": [{"id": case, **outcomes} for case, outcomes in scores.cases],
+        }
+
+    def _compare(self, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Of every method that was run both with BLUE and with another strategy: by how many points BLUE is above.
+
+        Runs belong together that have the same note.
+        """
+        compared: list[dict[str, Any]] = []
+        for blue in (one for one in results.values() if one["strategy"] == BOUNDARY.name):
+            for own in (one for one in results.values() if one["strategy"] != BOUNDARY.name):
+                if (own["method"], own["note"]) != (blue["method"], blue["note"]):
+                    continue
+                pair = _outcomes(blue), _outcomes(own)
+                differences = {name: compare(*pair, name) for name in _COMPARED}
+                compared.append(
+                    {
+                        "method": blue["method"],
+                        "note": blue["note"],
+                        "blue": blue["name"],
+                        "own": own["name"],
+                        "strategy": own["strategy"],
+                        "difference": {name: value.as_dict() for name, value in differences.items() if value},
+                    }
+                )
+        return compared
+
+
+def _outcomes(result: Mapping[str, Any]) -> Scores:
+    """The scores of a stored result, case by case."""
+    cases = tuple(
+        (row["id"], {name: tuple(values) for name, values in row.items() if name != "id"}) for row in result["outcomes"]
+    )
+    return Scores({}, cases)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}; remove it, and what it holds is computed again") from error
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,73 @@
+"""The table of an experiment, from its `table.json`: as rows, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["COLUMNS", "comparisons", "markdown", "rows", "short"]
+
+COLUMNS = ("", "ES", "PS", "NS", "S", "weight drift", "seconds")
+_SCORES = ("ES", "PS", "NS", "S")
+
+
+def rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row per run, the unedited model first: scores in percent with 95 % intervals, the largest relative change of a
+    weight (||D|| / ||W||), and the seconds that editing took."""
+    unedited = ("unedited", *_scores(document["before"]["scores"]), "-", "-")
+    return [unedited, *(_row(run) for run in document["runs"])]
+
+
+def _row(run: Mapping[str, Any]) -> tuple[str, ...]:
+    drift = max((weight["relative_norm"] for weight in run["drift"].values()), default=0.0)
+    return (run["label"], *_scores(run["scores"]), f"{drift:.2f}", f"{run['seconds']['editing']:.0f}")
+
+
+def _scores(scores: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+    return tuple("{value:.1f} [{low:.1f}, {high:.1f}]".format(**scores[name]) if name in scores else "-" for name in _SCORES)
+
+
+def comparisons(document: Mapping[str, Any]) -> list[str]:
+    """One line per method that was run with BLUE and with its own strategy: the differences in points, and what they say."""
+    lines: list[str] = []
+    for pair in document["blue_against_own"]:
+        parts: list[str] = []
+        for name, change in pair["difference"].items():
+            verdict = "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "no clear difference"
+            parts.append(f"{name} {change['value']:+.1f} [{change['low']:+.1f}, {change['high']:+.1f}] {verdict}")
+        note = f" ({pair['note']})" if pair["note"] else ""
+        lines.append(f"{pair['method']}{note}, BLUE against {pair['strategy']}: {'; '.join(parts)}")
+    return lines
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The table, what it was made with, and the comparisons."""
+    recipe = document["recipe"]
+    first = document["runs"][0]["protocol"]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    head = [
+        f"# {recipe.get('title') or recipe['name']}",
+        "",
+        f"{len(first['cases'])} facts of `{recipe['dataset']}` written into `{recipe['model']}` in batches of "
+        f"{first['edit']['batch_size']}, scored after the last batch. Percent, with 95 % intervals over cases; weight drift is "
+        f"the largest ||W_n - W_0|| / ||W_0|| of the changed weights. {versions}; seed {recipe['seed']}.",
+        "",
+    ]
+    table = [_line(COLUMNS), _line(("---",) * len(COLUMNS)), *(_line(row) for row in rows(document))]
+    differences = comparisons(document)
+    tail = ["", "Differences in points, paired over cases (95 % bootstrap):", "", *(f"- {line}" for line in differences)]
+    settings = [
+        f"- {run['label']}: layers {', '.join(map(str, run['layers']))}; "
+        + ", ".join(f"{name} {short(value)}" for name, value in run["settings"].items())
+        for run in document["runs"]
+    ]
+    return "\n".join([*head, *table, *(tail if differences else []), "", "Settings:", "", *settings, ""])
+
+
+def short(value: Any) -> str:
+    """A setting's value for people."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
