@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format zoo sweep clean
+.PHONY: help demo test check format zoo sweep bench clean
 
 help: ## list what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ zoo: $(VENV)/.installed ## train the embedded model from nothing (about twenty m
 
 sweep: $(VENV)/.installed ## the sweep that chose gpt2-mini's layers and settings
 	$(BIN)/python benchmarks/sweep_gpt2_mini.py
+
+bench: $(VENV)/.installed ## the benchmarks: does a batch cost the same however many went before?
+	$(BIN)/python benchmarks/session_batches.py
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

@@ -20,79 +20,13 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import FAST, Outcome, Run
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import bluedit
-from bluedit.cli.main import main
 from bluedit.models import EditableModel
 from bluedit.patches import Patch
-
-FAST = ("--layers", "1,2", "--set", "v_num_grad_steps=2", "--set", "shrinkage=0.1", "--set", "lambda=5")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """Standard output as the one JSON document that it has to be."""
-        assert self.code == 0, self.stderr
-        document = json.loads(self.stdout)
-        assert isinstance(document, dict)
-        return document
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `bluedit` with these arguments in this process."""
-
-    def run(*arguments: Any) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["bluedit", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(bool(end.code))
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def templates(tmp_path: Path) -> Path:
-    """The bare prompt alone: no text has to be generated."""
-    path = tmp_path / "templates.json"
-    path.write_text('["{}"]')
-    return path
-
-
-@pytest.fixture
-def facts(world_records: list[dict[str, Any]], tmp_path: Path) -> Path:
-    path = tmp_path / "facts.json"
-    path.write_text(json.dumps(world_records))
-    return path
-
-
-@pytest.fixture
-def edit(run: Run, saved_tiny_gpt2: Path, corpus_file: Path, templates: Path) -> Run:
-    """Runs `bluedit edit` on the tiny model, quickly."""
-
-    def edit(*arguments: Any) -> Outcome:
-        common = ("--model", saved_tiny_gpt2, "--corpus", f"text:{corpus_file}", "--templates", templates, *FAST)
-        return run("edit", *common, *arguments)
-
-    return edit
 
 
 @pytest.fixture
@@ -486,8 +420,8 @@ BAD: dict[str, tuple[Callable[[Bench], dict[str, Any]], tuple[str, ...]]] = {
         ("layer 7 is not in this model: it has layers 0 to 3",),
     ),
     "layers: single above the model": (lambda b: {"--strategy": "single:9"}, ("layer 9 is not in this model",)),
-    "layers: no layers": (lambda b: {"--layers": "one to four"}, ("--layers 'one to four' is not understood", "1-4")),
-    "layers: negative": (lambda b: {"--layers": "-1"}, ("--layers '-1' is not understood",)),
+    "layers: no layers": (lambda b: {"--layers": "one to four"}, ("the layers 'one to four' are not understood", "1-4")),
+    "layers: negative": (lambda b: {"--layers": "-1"}, ("the layers '-1' are not understood",)),
     "layers: backwards": (lambda b: {"--layers": "3-1"}, ("runs backwards; write 1-3",)),
     "layers: not known": (
         lambda b: {"--layers": None},

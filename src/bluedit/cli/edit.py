@@ -86,6 +86,7 @@ def edit(
         checked = check_facts(case.fact for case in read_cases(facts, limit=limit))
     except FactError as error:
         raise DatasetError(str(facts), [str(error)]) from error
+    chosen.check_batch(min(batch_size or len(checked), len(checked)))
     contexts = read_templates(templates)
 
     from bluedit.cli import console
