@@ -133,7 +133,8 @@ def edit(model: Any, *arguments: Any, progress: Progress = silent, **options: Un
     - `seed`: of the templates; nothing else is random.
     - `progress`: called as `progress(task, advance, total)` while work goes on.
 
-    **Returns** a :class:`~bluedit.patches.Patch`. An edit of no facts is the empty patch.
+    **Returns** a :class:`~bluedit.patches.Patch`. An edit of no facts is the empty patch. A method whose restraint acts at the end
+    of a sequence (PRUNE) takes the one batch for the whole of it.
 
     **Raises** subclasses of :class:`~bluedit.errors.InputError` for what the caller can mend, and
     :class:`~bluedit.errors.NumericsError`; in each case the model is left as it was. Warns when a change outgrows its weight.

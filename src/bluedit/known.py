@@ -55,8 +55,9 @@ KNOWN: tuple[KnownModel, ...] = (
         one_layer=_one_layer(rome=0, fine_tuning=3),
         settings={
             "": {"lambda": 300.0, "shrinkage": 0.01, "v_lr": 0.5, "clamp_norm_factor": 1.5},
-            "alphaedit": {"L2": 1.0, "nullspace_threshold": 0.3, "nullspace_scale": "relative"},
-            "prune": {"prune_base": 1.2},
+            "alphaedit": {"L2": 10.0, "nullspace_threshold": 1.0, "nullspace_scale": "relative"},
+            "alphaedit+boundary": {"L2": 50.0},
+            "prune": {"prune_base": 1.1},
             "pmet": {"clamp_norm_factor": 3.0},
             **{name: {"clamp_norm_factor": 8.0} for name in _ROME},
             **{name: {"ft_lr": 5e-3, "norm_constraint": 5e-2} for name in _FINE_TUNING},

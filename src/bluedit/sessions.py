@@ -179,7 +179,13 @@ class Session:
         plan = self.plan.with_facts(self.model, facts)
         patch, keys = run_batch(self.model, plan, self._metrics, progress)
         patch.apply(self.model, check=False)
-        self._metrics.absorb(keys)
+        try:
+            self._metrics.absorb(keys)
+        except BaseException:
+            # Some layers may have absorbed their keys already: the others' batches say what the inverses were.
+            patch.revert(self.model)
+            self._metrics = self._absorbed(self._batches)
+            raise
         self._batches.append(_Batch(patch, keys if plan.method.keeps_past else {}))
         self._metrics_changed()
         return patch
@@ -198,19 +204,23 @@ class Session:
         self.reopen()
         kept, undone = self._batches[: len(self) - batches], self._batches[len(self) - batches :]
         if self.plan.method.keeps_past and undone:
-            metrics = Metrics(self.plan)
-            if kept:
-                with self._without_edits():
-                    metrics.prepare(self.model, self._metrics.by_layer)
-                for batch in kept:
-                    metrics.absorb(batch.keys)
-            self._metrics = metrics
+            self._metrics = self._absorbed(kept)
             self._metrics_changed()
         revert([batch.patch for batch in undone], self.model)
         self._batches = kept
         for folder in self._folders.values():
             del folder.stems[len(kept) :]
         return tuple(batch.patch for batch in undone)
+
+    def _absorbed(self, batches: Sequence[_Batch]) -> Metrics:
+        """The inverse metrics after these batches, from the prior and their keys."""
+        metrics = Metrics(self.plan)
+        if batches:
+            with self._without_edits():
+                metrics.prepare(self.model, self._metrics.by_layer)
+            for batch in batches:
+                metrics.absorb(batch.keys)
+        return metrics
 
     def finish(self) -> Patch:
         """End the sequence: apply the restraint that acts on its whole change, if the method has one (PRUNE).

@@ -14,18 +14,25 @@ __all__ = ["protocol"]
 
 
 def protocol(
-    model: EditableModel, cases: Sequence[Case], *, dataset: str, patch: Patch | None = None, seed: int = 0
+    model: EditableModel,
+    cases: Sequence[Case],
+    *,
+    dataset: str,
+    patch: Patch | None = None,
+    seed: int = 0,
+    fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """What a score was measured on, and how: dataset and record ids, edits, method and settings, model, versions.
 
-    The model's fingerprint is that of its weights as they are now: call this before a patch is applied.
+    The model's fingerprint is that of its weights as they are now: call this before a patch is applied, or give the one that
+    was taken then.
     """
     tag: dict[str, Any] = {
         "dataset": dataset,
         "cases": [case.fact.id for case in cases],
         "scoring": sorted({case.scoring for case in cases}),
         "model": str(getattr(model.model.config, "_name_or_path", "")),
-        "model_fingerprint": model.fingerprint(),
+        "model_fingerprint": fingerprint or model.fingerprint(),
         "dtype": str(model.model.dtype).removeprefix("torch."),
         "seed": seed,
         "versions": {name: metadata.version(name) for name in ("bluedit", "torch", "transformers")},

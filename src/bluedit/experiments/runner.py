@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class Experiment:
     model: EditableModel
     folder: Path
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the unedited weights; they are hashed once."""
+        return self.model.fingerprint()
+
     def run(self, progress: Progress = silent) -> dict[str, Any]:
         """Do what is not done yet, and write the table. **Returns** what `table.json` holds.
 
@@ -67,7 +73,7 @@ class Experiment:
             results[name] = _read(path) if path.is_file() else self._run(name, run, cases, progress)
         document = {
             "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
-            "model_fingerprint": self.model.fingerprint(),
+            "model_fingerprint": self.fingerprint,
             "before": before,
             "runs": [{key: value for key, value in result.items() if key != "outcomes"} for result in results.values()],
             "blue_against_own": self._compare(results),
@@ -81,7 +87,7 @@ class Experiment:
         """Make the folder this experiment's, or see that it is."""
         claim = {
             "recipe": self.recipe.model_dump(mode="json", exclude={"title"}),
-            "model_fingerprint": self.model.fingerprint(),
+            "model_fingerprint": self.fingerprint,
         }
         path = self.folder / RECIPE_MARKER
         if path.is_file():
@@ -98,7 +104,7 @@ class Experiment:
         path = self.folder / "before.json"
         if not path.is_file():
             scores = score_cases(self.model, cases, progress=lambda done, total: progress("scoring, unedited", done, total))
-            tag = protocol(self.model, cases, dataset=self.recipe.dataset, seed=self.recipe.seed)
+            tag = self._protocol(cases)
             _write(path, {"scores": scores.as_dict(), "protocol": tag})
         return _read(path)
 
@@ -176,15 +182,13 @@ class Experiment:
                 str(record.layer): sum(record.evaluations) / max(1, len(record.evaluations)) for record in manifest.optimisation
             },
             "seconds": seconds,
-            "protocol": protocol(
-                self.model,
-                [case for batch in batches for case in batch],
-                dataset=self.recipe.dataset,
-                patch=patch,
-                seed=self.recipe.seed,
-            ),
+            "protocol": self._protocol([case for batch in batches for case in batch], patch),
             "outcomes": [{"id": case, **outcomes} for case, outcomes in scores.cases],
         }
+
+    def _protocol(self, cases: Sequence[Case], patch: Patch | None = None) -> dict[str, Any]:
+        recipe = self.recipe
+        return protocol(self.model, cases, dataset=recipe.dataset, patch=patch, seed=recipe.seed, fingerprint=self.fingerprint)
 
     def _compare(self, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Of every method that was run both with BLUE and with another strategy: by how many points BLUE is above.
