@@ -134,7 +134,7 @@ def optimise(
 ) -> tuple[Tensor, int, float]:
     """One fact's target, how often its loss was evaluated, and its last loss. ROME eq. 4 with torch's own Adam.
 
-    `pmet`: once the target is the argmax after every prompt the likelihood counts a tenth, and optimisation stops if the KL
+    `pmet`: while the target is the argmax after every prompt the likelihood counts a tenth, and optimisation stops if the KL
     divergence is then below 0.01.
     """
     target = list(model.text.target(fact.target))
@@ -180,9 +180,9 @@ def optimise(
         loss = scale * torch.stack(losses).mean() + settings.kl_factor * kl + settings.v_weight_decay * decay
         if loss < settings.early_stop_loss or evaluation == settings.v_num_grad_steps:
             break
-        if pmet and met:
-            scale = 0.1
-            if kl < 0.01:
+        if pmet:
+            scale = 0.1 if met else 1.0
+            if met and kl < 0.01:
                 break
         loss.backward()
         optimizer.step()

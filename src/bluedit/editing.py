@@ -133,8 +133,8 @@ def edit(model: Any, *arguments: Any, progress: Progress = silent, **options: Un
     - `seed`: of the templates; nothing else is random.
     - `progress`: called as `progress(task, advance, total)` while work goes on.
 
-    **Returns** a :class:`~bluedit.patches.Patch`. An edit of no facts is the empty patch. A method whose restraint acts at the end
-    of a sequence (PRUNE) takes the one batch for the whole of it.
+    **Returns** a :class:`~bluedit.patches.Patch`. An edit of no facts is the empty patch. A method whose restraint acts at
+    the end of a sequence (PRUNE) takes the one batch for the whole of it.
 
     **Raises** subclasses of :class:`~bluedit.errors.InputError` for what the caller can mend, and
     :class:`~bluedit.errors.NumericsError`; in each case the model is left as it was. Warns when a change outgrows its weight.
@@ -273,7 +273,7 @@ class _Work:
             self.model, plan.facts, layer, plan.method.fine_tuning, plan.settings,
             progress=lambda done: self.progress(f"training layer {layer}", done, plan.settings.ft_num_steps),
         )  # fmt: skip
-        evaluations = (tuned.steps + 1,) * len(plan.facts)
+        evaluations = (tuned.evaluations,) * len(plan.facts)
         self.records[layer] = OptimisationRecord(layer=layer, evaluations=evaluations, losses=tuned.losses)
         return Dense(tuned.change_DF)
 

@@ -33,10 +33,11 @@ _TOKEN_BUDGET = 8192
 
 @dataclass(frozen=True)
 class Tuned:
-    """A trained weight's change (D x F, float32), the number of steps taken, and each fact's last loss."""
+    """A trained weight's change (D x F, float32), steps taken, evaluations of the loss, and each fact's last loss."""
 
     change_DF: Tensor
     steps: int
+    evaluations: int
     losses: tuple[float, ...]
 
 
@@ -74,7 +75,7 @@ def fine_tune(
     optimizer = torch.optim.Adam([master], lr=settings.ft_lr)
     losses_N = torch.zeros(len(facts), device=weight.device, dtype=master.dtype)
     asked = weight.requires_grad
-    steps = 0
+    steps = evaluations = 0
     with model.restoring([layer]), model.frozen():
         weight.requires_grad_(True)
         try:
@@ -84,6 +85,7 @@ def fine_tune(
                     loss_B = _losses(model, batch, tuning.teacher_forcing)
                     gradient += torch.autograd.grad(loss_B.sum() / len(facts), weight)[0].to(gradient)
                     losses_N[list(batch.order)] = loss_B.detach().to(losses_N)
+                evaluations += 1
                 if not torch.isfinite(losses_N).all():
                     fact = facts[int((~torch.isfinite(losses_N)).nonzero()[0])]
                     raise NumericsError(
@@ -102,7 +104,7 @@ def fine_tune(
                     weight.copy_(master)
         finally:
             weight.requires_grad_(asked)
-    return Tuned(model.structure.oriented(master - start), steps, tuple(losses_N.tolist()))
+    return Tuned(model.structure.oriented(master - start), steps, evaluations, tuple(losses_N.tolist()))
 
 
 def _losses(model: EditableModel, batch: Batch, teacher_forcing: bool) -> Tensor:

@@ -139,8 +139,8 @@ class Objective:
 
     - `sites`: where vectors are added, one each; the target is what should stand at the first. `layer`: the layer's output;
       `mlp`, `attention`: the outputs of its two parts.
-    - `met_scale`: once the target is the most likely text after every prompt, its loss counts this much (PMET); None for no
-      change.
+    - `met_scale`: while the target is the most likely text after every prompt, its loss counts this much in the next step
+      (PMET); None for no change.
     - `met_kl`: ... and a fact is done when its KL divergence is below this.
     """
 
@@ -151,6 +151,8 @@ class Objective:
     uses = ("v_lr", "v_num_grad_steps", "v_weight_decay", "kl_factor", "clamp_norm_factor", "early_stop_loss")
 
     def __post_init__(self) -> None:
+        if unknown := [site for site in self.sites if site not in ("layer", "mlp", "attention")]:
+            raise SettingsError(did_you_mean(unknown[0], ("layer", "mlp", "attention"), what="site"))
         if not self.sites or len(set(self.sites)) < len(self.sites) or ("layer" in self.sites and len(self.sites) > 1):
             raise SettingsError(
                 f"an objective has one site, or both of mlp and attention; got {', '.join(self.sites) or 'none'}"

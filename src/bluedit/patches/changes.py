@@ -57,9 +57,10 @@ class Change(ABC):
         return largest_singular_value(self.dense())
 
     def add_to(self, weight_DF: Tensor) -> None:
-        """weight += D in place: computed in the change's precision, rounded once to the weight's."""
+        """weight += D in place: computed in the wider precision of both, rounded once to the weight's."""
         change_DF = self.dense().to(weight_DF.device)
-        weight_DF.copy_(change_DF + weight_DF.to(change_DF.dtype))
+        dtype = torch.promote_types(change_DF.dtype, weight_DF.dtype)
+        weight_DF.copy_(change_DF.to(dtype) + weight_DF.to(dtype))
 
     @property
     def nbytes(self) -> int:
@@ -67,12 +68,15 @@ class Change(ABC):
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
     def check(self) -> None:
-        """**Raises** `ValueError` when a number is not finite or not of a precision that changes have."""
-        for part, tensor in self.tensors().items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"its {part} is not finite")
-            if tensor.dtype not in (torch.float32, torch.float64, torch.uint8):
+        """**Raises** `ValueError` when a number is not finite, or parts are not of the one precision that changes have."""
+        numbers = {part: tensor for part, tensor in self.tensors().items() if part != "mask"}
+        for part, tensor in numbers.items():
+            if tensor.dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"its {part} is {tensor.dtype}, not float32 or float64")
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"its {part} is not finite")
+        if len({tensor.dtype for tensor in numbers.values()}) > 1:
+            raise ValueError("its factors are of two precisions; both are float32, or both float64")
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,9 @@ class LowRank(Change):
 
     def dense(self) -> Tensor:
         """D; O(D F N)."""
-        return self.residual_DN @ self.gain_FN.T
+        # How factors lie in memory decides the order of sums: laid out alike, a patch from a file gives the bits of the one
+        # saved.
+        return self.residual_DN.contiguous() @ self.gain_FN.contiguous().T
 
     def norm(self) -> float:
         """The Frobenius norm of D, from N x N Gram matrices alone."""

@@ -405,6 +405,7 @@ def merge(patches: Sequence[Patch]) -> Patch:
     )
     update: dict[str, Any] = {
         "facts": tuple(fact for one in manifests for fact in one.facts),
+        "columns": "facts" if all(one.columns == "facts" for one in manifests) else "directions",
         "batches": tuple(count for one in manifests for count in one.batches or (len(one.facts),)),
         "weights": weights,
         "optimisation": optimisation,

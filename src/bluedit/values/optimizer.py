@@ -231,7 +231,8 @@ class _Wave:
             met_N = (
                 torch.zeros_like(self._scale_N, dtype=missed_T.dtype).index_add(0, self._owner_B[self._rows_T], missed_T) == 0
             )
-            self._scale_N = torch.where(met_N, objective.met_scale, self._scale_N)
+            # A target that is lost again counts in full again.
+            self._scale_N = torch.where(met_N, objective.met_scale, torch.ones_like(self._scale_N))
             done_N |= met_N & (kl_N.detach() < objective.met_kl)
         return self._loss_N.detach(), done_N
 
