@@ -76,13 +76,13 @@ class Plan:
         """The steps of the strategy; none where there are no facts."""
         return self.method.strategy.steps(self.layers) if self.facts else ()
 
-    def with_facts(self, model: EditableModel, facts: Facts) -> Plan:
-        """The same plan for other facts, checked.
+    def with_facts(self, model: EditableModel, facts: Facts, start: int = 0) -> Plan:
+        """The same plan for other facts, checked; those without an id are numbered from `start`.
 
         **Raises** :class:`~bluedit.errors.FactError` and :class:`~bluedit.errors.SettingsError` for facts that cannot be
         edited so.
         """
-        checked = check_facts(cast("Iterable[Fact]", [facts] if isinstance(facts, Fact | dict) else facts))
+        checked = check_facts(cast("Iterable[Fact]", [facts] if isinstance(facts, Fact | dict) else facts), start)
         self.method.check_batch(len(checked))
         for fact in checked:
             model.text.row(fact, with_target=True)  # says now what no token can be found for
@@ -203,10 +203,14 @@ class Metrics:
     """The inverse metric of each edited layer, made from the prior when first asked for: the memory of a sequence.
 
     Statistics belong to the model as it is before its first edit: prepare all layers then.
+
+    - `by_layer`: B as it is now, where the layer's weight is.
+    - `initial`: B before the first batch, kept in main memory where past keys will change it, so that batches can be undone.
     """
 
     plan: Plan
     by_layer: dict[int, InverseMetric] = field(default_factory=dict)
+    initial: dict[int, InverseMetric] = field(default_factory=dict)
 
     def prepare(self, model: EditableModel, layers: Iterable[int], progress: Progress = silent) -> None:
         """Make what is missing for `layers`, from second moments taken in one pass where they are not stored."""
@@ -219,14 +223,25 @@ class Metrics:
         )
         for layer in missing:
             metric = method.prior.inverse(moments[layer], self.plan.settings)
-            metric.matrix_FF = metric.matrix_FF.to(model.weight(layer).device)
-            self.by_layer[layer] = metric
+            if method.keeps_past:
+                self.initial[layer] = metric.copy("cpu")
+            self.by_layer[layer] = metric.copy(model.weight(layer).device)
 
     def absorb(self, keys: Mapping[int, Tensor]) -> None:
         """Make keys (F, N) by layer past keys, where the method keeps them."""
         if self.plan.method.keeps_past:
             for layer, keys_FN in keys.items():
                 self.by_layer[layer].absorb(keys_FN)
+
+    def after(self, batches: Iterable[Mapping[int, Tensor]]) -> Metrics:
+        """The metrics after these batches' keys, from the initial ones; a method without past keys has them already."""
+        if not self.plan.method.keeps_past:
+            return self
+        by_layer = {layer: metric.copy(self.by_layer[layer].matrix_FF.device) for layer, metric in self.initial.items()}
+        metrics = Metrics(self.plan, by_layer, self.initial)
+        for keys in batches:
+            metrics.absorb(keys)
+        return metrics
 
 
 @dataclass
@@ -312,13 +327,14 @@ def run_batch(
 def run_plan(model: EditableModel, plan: Plan, progress: Progress = silent) -> Patch:
     """Carry out a plan: a sequence of one batch, its end included. The model is left as it was."""
     patch, _ = run_batch(model, plan, Metrics(plan), progress)
-    return restrain_sequence(model, patch, plan)
+    weights = {name: model.matrix(record.layer) for name, record in patch.manifest.weights.items()}
+    return restrain_sequence(patch, plan, weights)
 
 
-def restrain_sequence(model: EditableModel, patch: Patch, plan: Plan) -> Patch:
+def restrain_sequence(patch: Patch, plan: Plan, weights: Mapping[str, Tensor]) -> Patch:
     """The patch of a whole sequence, after the restraint that acts at its end, if the method has one.
 
-    `model` holds the weights from before the sequence.
+    `weights` are those from before the sequence by name, d_model x d_ff.
     """
     restraint = plan.method.restraint
     if not patch.changes or not restraint or restraint.when != "sequence":
@@ -326,10 +342,10 @@ def restrain_sequence(model: EditableModel, patch: Patch, plan: Plan) -> Patch:
     changes: dict[str, Change] = {}
     records: dict[str, WeightRecord] = {}
     for name, record in patch.manifest.weights.items():
-        change = restraint.restrain(patch.changes[name], model.matrix(record.layer), plan.settings)
+        change = restraint.restrain(patch.changes[name], weights[name], plan.settings)
         changes[name] = _checked(change, record.layer)
         norm = change.norm()
-        relative = norm / wide(model.matrix(record.layer)).norm().item()
+        relative = norm / wide(weights[name]).norm().item()
         records[name] = record.model_copy(update={"norm": norm, "relative_norm": relative})
     columns = "facts" if all(changes[name] is patch.changes[name] for name in changes) else "directions"
     return Patch(changes, patch.manifest.model_copy(update={"weights": records, "columns": columns}))

@@ -109,14 +109,16 @@ def _free_id(position: int, taken: Container[str]) -> str:
     return str(position) if str(position) not in taken else f"#{position}"
 
 
-def check_facts(facts: Iterable[Fact | dict[str, Any]]) -> tuple[Fact, ...]:
+def check_facts(facts: Iterable[Fact | dict[str, Any]], start: int = 0) -> tuple[Fact, ...]:
     """The facts with an id each, without repetitions; refused when two of them contradict each other.
+
+    Those without an id are numbered by their position, counted from `start`.
 
     **Raises** :class:`~bluedit.errors.FactError` naming the facts that conflict.
     """
     unique: dict[tuple[str, str, str], Fact] = {}
     positions: dict[tuple[str, str, str], int] = {}
-    for position, value in enumerate(facts):
+    for position, value in enumerate(facts, start):
         fact = Fact.from_value(value)
         question = (fact.subject, fact.prompt, fact.target)
         unique.setdefault(question, fact)

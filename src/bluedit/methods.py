@@ -274,7 +274,7 @@ class Method:
     @property
     def label(self) -> str:
         """Name and strategy, for tables."""
-        return f"{self.name} + BLUE" if self.strategy == BOUNDARY else f"{self.name}, {self.strategy.name}"
+        return f"{self.name} + BLUE" if self.strategy.name == BOUNDARY.name else f"{self.name}, {self.strategy.name}"
 
 
 MEMIT = Method(

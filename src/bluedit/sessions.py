@@ -12,8 +12,10 @@ computes nothing anew.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -25,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bluedit.editing import EditOptions, Facts, Metrics, Plan, Progress, plan_edit, restrain_sequence, run_batch, silent
-from bluedit.errors import BlueditError, PatchError, SessionError
+from bluedit.errors import SessionError, SettingsError
 from bluedit.facts import Fact
 from bluedit.files import atomic_file, atomic_folder, writable_target
 from bluedit.methods import Method
@@ -33,10 +35,11 @@ from bluedit.methods import method as find_method
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.patches import Patch, applied_patches, merge
-from bluedit.patches.patch import restore_ledger, revert
+from bluedit.patches.patch import arrange, restore_ledger, weights_without
 from bluedit.solvers import InverseMetric
 from bluedit.statistics import Statistics, read_corpus
-from bluedit.strategies import Step, explicit
+from bluedit.statistics.corpus import Corpus
+from bluedit.strategies import Step, Strategy
 from bluedit.strategies import strategy as find_strategy
 
 __all__ = ["SESSION_MARKER", "Session", "edit_in_sequence"]
@@ -60,7 +63,13 @@ class _Saved(BaseModel):
 
     format: Literal["bluedit-session"] = "bluedit-session"
     format_version: int = FORMAT_VERSION
+    id: str
+    """Tells sessions apart."""
+    revision: int
+    """How often the folder was written; part of file names, so that no file of an earlier state is overwritten."""
     method: str
+    parts: str
+    """What the method is made of: one of the same name and other parts is another one."""
     strategy: str
     steps: tuple[Step, ...]
     layers: tuple[int, ...]
@@ -68,16 +77,21 @@ class _Saved(BaseModel):
     templates: tuple[str, ...]
     seed: int
     corpus: str | None
+    corpus_identity: str | None
     samples: int | None
-    revision: int
-    """How often the folder was written; part of file names, so that no file of an earlier state is overwritten."""
+    configuration: str
+    dtype: str
+    unedited: str
+    """Hash of all weights that the session does not change."""
+    before: dict[str, str]
+    """Hashes of those it changes, before the first batch."""
     batches: tuple[str, ...]
     """Per batch the stem of its files: `patch-STEM.safetensors`, and `keys-STEM.safetensors` where keys are kept."""
     metrics: dict[int, _SavedMetric]
     metrics_file: str | None
+    initial_file: str | None
+    """The inverse metrics before the first batch, where past keys have changed them since."""
     weights_file: str
-    before: dict[str, str]
-    """Hashes of the weights before the first batch."""
     whole_file: str | None
     """The patch of the finished sequence, where its whole change was restrained."""
 
@@ -87,9 +101,14 @@ class _Folder:
     """What a session remembers of a folder it was saved in."""
 
     revision: int = 0
+    attempted: int = 0
+    """The last revision that was begun to be written."""
     stems: list[str] = field(default_factory=list[str])
     metrics_file: str | None = None
     """Where the running inverses are, as long as they are the ones in memory."""
+    initial_file: str | None = None
+    files: set[str] = field(default_factory=set[str])
+    """The tensor files of the current state."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +148,10 @@ class Session:
         self._metrics = Metrics(plan)
         self._batches: list[_Batch] = []
         self._whole: Patch | None = None
+        self._before_finish: tuple[Patch, ...] = ()
         self._folders: dict[Path, _Folder] = {}
+        self._id = uuid.uuid4().hex
+        self._hashes: dict[tuple[str, ...], str] = {}
 
     @classmethod
     def following(cls, model: EditableModel, plan: Plan) -> Session:
@@ -164,6 +186,7 @@ class Session:
 
     # -- editing ---------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(mode=False)
     def apply(self, facts: Facts, *, progress: Progress = silent) -> Patch:
         """Edit one batch of facts into the model, and return its patch.
 
@@ -176,52 +199,44 @@ class Session:
             raise SessionError(
                 f"the sequence is finished: {self.plan.method.name} acted on its whole change; reopen() it to go on"
             )
-        plan = self.plan.with_facts(self.model, facts)
+        plan = self.plan.with_facts(self.model, facts, start=len(self.facts))
         patch, keys = run_batch(self.model, plan, self._metrics, progress)
         patch.apply(self.model, check=False)
         try:
             self._metrics.absorb(keys)
         except BaseException:
-            # Some layers may have absorbed their keys already: the others' batches say what the inverses were.
+            # Some layers may have absorbed their keys already.
+            self._metrics = self._metrics.after(batch.keys for batch in self._batches)
             patch.revert(self.model)
-            self._metrics = self._absorbed(self._batches)
             raise
         self._batches.append(_Batch(patch, keys if plan.method.keeps_past else {}))
         self._metrics_changed()
         return patch
 
+    @torch.inference_mode(mode=False)
     def undo(self, batches: int = 1) -> tuple[Patch, ...]:
         """Take back the last batches; the model gets the bits and the session the past keys from before them.
 
-        A finished sequence is reopened first. **Returns** the patches taken back, oldest first.
+        A finished sequence is reopened as well. **Returns** the patches taken back, oldest first.
 
         **Raises** :class:`~bluedit.errors.SessionError` when there are not so many.
 
-        **Cost** with past keys: one inverse per layer, and the keys that remain.
+        **Cost** with past keys: absorbing the keys that remain.
         """
         if not 0 <= batches <= len(self):
             raise SessionError(f"{batches} batches cannot be undone: the session has {len(self)}")
-        self.reopen()
         kept, undone = self._batches[: len(self) - batches], self._batches[len(self) - batches :]
-        if self.plan.method.keeps_past and undone:
-            self._metrics = self._absorbed(kept)
+        metrics = self._metrics.after(batch.keys for batch in kept) if undone else self._metrics
+        taken = {id(batch.patch) for batch in undone}
+        arrange([patch for patch in self._unfinished() if id(patch) not in taken], self.model)
+        self._batches, self._whole, self._metrics = kept, None, metrics
+        if undone:
             self._metrics_changed()
-        revert([batch.patch for batch in undone], self.model)
-        self._batches = kept
         for folder in self._folders.values():
             del folder.stems[len(kept) :]
         return tuple(batch.patch for batch in undone)
 
-    def _absorbed(self, batches: Sequence[_Batch]) -> Metrics:
-        """The inverse metrics after these batches, from the prior and their keys."""
-        metrics = Metrics(self.plan)
-        if batches:
-            with self._without_edits():
-                metrics.prepare(self.model, self._metrics.by_layer)
-            for batch in batches:
-                metrics.absorb(batch.keys)
-        return metrics
-
+    @torch.inference_mode(mode=False)
     def finish(self) -> Patch:
         """End the sequence: apply the restraint that acts on its whole change, if the method has one (PRUNE).
 
@@ -231,14 +246,38 @@ class Session:
         if self._whole is not None:
             return self._whole
         whole = merge(self.patches)
-        restraint = self.plan.method.restraint
-        if restraint and restraint.when == "sequence":
-            with self._without_edits():
-                whole = restrain_sequence(self.model, whole, self.plan)
-            revert(self.patches, self.model)
-            whole.apply(self.model, check=False)
-            self._whole = whole
+        if not self._ends_with_restraint:
+            return whole
+        before = weights_without(self.patches, whole.changes, self.model)
+        oriented = self.model.structure.oriented
+        whole = restrain_sequence(whole, self.plan, {name: oriented(weight) for name, weight in before.items()})
+        applied, mine = applied_patches(self.model), set(map(id, self.patches))
+        last = max(place for place, patch in enumerate(applied) if id(patch) in mine)
+        arrange([patch for patch in (*applied[:last], whole, *applied[last + 1 :]) if id(patch) not in mine], self.model)
+        self._whole, self._before_finish = whole, applied
         return whole
+
+    def reopen(self) -> None:
+        """Take the restraint of :meth:`finish` off again, so that more batches can follow."""
+        self.undo(0)
+
+    def _unfinished(self) -> list[Patch]:
+        """What is applied to the model, with the session's batches in the place of the finished sequence."""
+        applied = list(applied_patches(self.model))
+        if self._whole is None:
+            return applied
+        mine = {id(self._whole), *map(id, self.patches)}
+        if [id(patch) for patch in applied if id(patch) not in mine] == [
+            id(patch) for patch in self._before_finish if id(patch) not in mine
+        ]:
+            return list(self._before_finish)
+        place = next(index for index, patch in enumerate(applied) if patch is self._whole)
+        return [*applied[:place], *self.patches, *applied[place + 1 :]]
+
+    @property
+    def _ends_with_restraint(self) -> bool:
+        restraint = self.plan.method.restraint
+        return restraint is not None and restraint.when == "sequence"
 
     def merged(self) -> Patch:
         """One patch that does what the session has done to the model.
@@ -246,70 +285,68 @@ class Session:
         **Raises** :class:`~bluedit.errors.SessionError` when that is not what the method means: its restraint acts at the
         end of the sequence.
         """
-        restraint = self.plan.method.restraint
-        if restraint and restraint.when == "sequence" and self._whole is None:
+        if self._ends_with_restraint and self._whole is None:
             raise SessionError(
                 f"{self.plan.method.name} acts at the end of the sequence, which has not come; call finish() first"
             )
         return self._whole or merge(self.patches)
-
-    def reopen(self) -> None:
-        """Take the restraint of :meth:`finish` off again, so that more batches can follow."""
-        if self._whole is not None:
-            self._whole.revert(self.model)
-            self._reapply()
-            self._whole = None
-
-    @contextlib.contextmanager
-    def _without_edits(self) -> Generator[None]:
-        """Inside, the model is as it was before the session's first batch."""
-        revert(self.patches, self.model)
-        try:
-            yield
-        finally:
-            self._reapply()
-
-    def _reapply(self) -> None:
-        for patch in self.patches:
-            patch.apply(self.model, check=False)
 
     # -- files -----------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, *, replace: bool = False) -> Path:
         """Write the session to a folder; again and again to the same one, which then costs the new batches only.
 
-        A kill at any moment leaves the last complete state. **Raises** :class:`~bluedit.errors.InputError` when the folder
-        holds something else, or another session and `replace` is not set.
+        A kill at any moment leaves the last complete state.
+
+        **Raises** :class:`~bluedit.errors.InputError` when the folder holds something else, or another session and `replace`
+        is not set, and :class:`~bluedit.errors.SessionError` when patches of others are applied to the model: a folder has no
+        place for those.
         """
-        path = Path(folder)
-        known = self._folders.get(path.absolute())
+        path = Path(folder).expanduser()
+        place = path.resolve()
+        self._check_applied()
+        known = self._folders.get(place)
+        if known is not None and not self._mine(path, known):
+            if (path / SESSION_MARKER).is_file() and not replace:
+                raise SessionError(f"{path} was written by another session since; choose another folder")
+            known = None
         if known is not None:
-            self._save_into(path, known)
-            return path
-        # The first time the folder appears whole or not at all, so that a kill leaves nothing that is in the way.
-        known = _Folder()
-        with atomic_folder(writable_target(path, replace=replace, marker=SESSION_MARKER)) as temporary:
-            self._save_into(temporary, known)
-        self._folders[path.absolute()] = known
+            known = self._save_into(path, known)
+        else:
+            if path.is_file():
+                raise SessionError(f"{path} is a file; a session is kept in a folder")
+            writable_target(path, replace=replace, marker=SESSION_MARKER)
+            # The first time the folder appears whole or not at all, so that a kill leaves nothing that is in the way.
+            with atomic_folder(place) as temporary:
+                known = self._save_into(temporary, _Folder())
+        self._folders[place] = known
+        for stale in path.iterdir():
+            if _WRITTEN.fullmatch(stale.name) and stale.name not in known.files:
+                stale.unlink()
         return path
 
-    def _save_into(self, path: Path, folder: _Folder) -> None:
-        folder.revision += 1
-        saved = self._write_files(path, folder)
-        with atomic_file(path / SESSION_MARKER) as temporary:
-            temporary.write_text(saved.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        current = {_patch_name(stem) for stem in folder.stems} | {_keys_name(stem) for stem in folder.stems}
-        current |= {saved.weights_file, saved.metrics_file or "", saved.whole_file or ""}
-        for kind in ("patch", "keys", "weights", "metrics", "whole"):
-            for stale in path.glob(f"{kind}-*.safetensors"):
-                if stale.name not in current:
-                    stale.unlink()
+    def _mine(self, path: Path, known: _Folder) -> bool:
+        """Whether a folder still holds what this session wrote there last; a save that failed at its very end counts."""
+        if not (path / SESSION_MARKER).is_file():
+            return False
+        saved = _read(path)
+        return saved.id == self._id and saved.revision in (known.revision, known.attempted)
 
-    def _write_files(self, path: Path, folder: _Folder) -> _Saved:
-        """Write the tensors that the folder lacks, under names that no earlier state used."""
-        plan = self.plan
-        for number in range(len(folder.stems), len(self)):
-            batch, stem = self._batches[number], f"{number + 1:04}-{folder.revision}"
+    def _check_applied(self) -> None:
+        expected = [self._whole] if self._whole is not None else list(self.patches)
+        if [id(patch) for patch in applied_patches(self.model)] != [id(patch) for patch in expected]:
+            raise SessionError(
+                "the patches applied to the model are not the session's alone, in their order; revert the others, or put the "
+                "session's back, before it is saved"
+            )
+
+    def _save_into(self, path: Path, known: _Folder) -> _Folder:
+        """Write what the folder lacks, under names that no earlier state used, and last what it holds."""
+        plan, number = self.plan, max(known.revision, known.attempted) + 1
+        known.attempted = number
+        folder = _Folder(number, number, list(known.stems), known.metrics_file, known.initial_file)
+        for place in range(len(folder.stems), len(self)):
+            batch, stem = self._batches[place], f"{place + 1:04}-{number}"
             batch.patch.save(path / _patch_name(stem), replace=True)
             if batch.keys:
                 _write(path / _keys_name(stem), {str(layer): keys for layer, keys in batch.keys.items()})
@@ -318,33 +355,54 @@ class Session:
         for patch in self.patches:
             for name, record in patch.manifest.weights.items():
                 before.setdefault(name, record.before)
-        weights_file, whole_file = f"weights-{folder.revision}.safetensors", None
+        weights_file, whole_file = f"weights-{number}.safetensors", None
         _write(path / weights_file, {name: self.model.model.get_parameter(name).detach() for name in before})
         if self._whole is not None:
-            whole_file = f"whole-{folder.revision}.safetensors"
+            whole_file = f"whole-{number}.safetensors"
             self._whole.save(path / whole_file, replace=True)
-        metrics = self._metrics.by_layer
+        metrics, initial = self._metrics.by_layer, self._metrics.initial
         if metrics and folder.metrics_file is None:
-            folder.metrics_file = f"metrics-{folder.revision}.safetensors"
+            folder.metrics_file = f"metrics-{number}.safetensors"
             _write(path / folder.metrics_file, {str(layer): metric.matrix_FF for layer, metric in metrics.items()})
-        return _Saved(
+        if initial and folder.initial_file is None:
+            folder.initial_file = f"initial-{number}.safetensors"
+            _write(path / folder.initial_file, {str(layer): metric.matrix_FF for layer, metric in initial.items()})
+        folder.files = {_patch_name(stem) for stem in folder.stems} | {_keys_name(stem) for stem in folder.stems}
+        folder.files |= {weights_file, whole_file or "", folder.metrics_file or "", folder.initial_file or ""}
+        corpus = plan.statistics.corpus
+        saved = _Saved(
+            id=self._id,
+            revision=number,
             method=plan.method.name,
+            parts=_parts(plan.method),
             strategy=plan.method.strategy.name,
             steps=plan.method.strategy.steps(plan.layers),
             layers=plan.layers,
             settings=plan.settings.as_dict(),
             templates=plan.templates,
             seed=plan.seed,
-            corpus=plan.statistics.corpus.name if plan.statistics.corpus else None,
+            corpus=corpus.name if corpus else None,
+            corpus_identity=corpus.identity if corpus else None,
             samples=plan.statistics.samples,
-            revision=folder.revision,
+            configuration=self.model.configuration_fingerprint(),
+            dtype=str(self.model.model.dtype),
+            unedited=self._unedited(tuple(before)),
+            before=before,
             batches=tuple(folder.stems),
             metrics={layer: _SavedMetric(condition=metric.condition, rank=metric.rank) for layer, metric in metrics.items()},
             metrics_file=folder.metrics_file,
+            initial_file=folder.initial_file,
             weights_file=weights_file,
-            before=before,
             whole_file=whole_file,
         )
+        with atomic_file(path / SESSION_MARKER) as temporary:
+            temporary.write_text(saved.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return folder
+
+    def _unedited(self, edited: tuple[str, ...]) -> str:
+        if edited not in self._hashes:
+            self._hashes = {edited: self.model.fingerprint(without=edited)}
+        return self._hashes[edited]
 
     def _metrics_changed(self) -> None:
         if self.plan.method.keeps_past:
@@ -352,6 +410,7 @@ class Session:
                 folder.metrics_file = None
 
     @classmethod
+    @torch.inference_mode(mode=False)
     def resume(
         cls,
         folder: str | Path,
@@ -366,66 +425,71 @@ class Session:
         **Arguments**
 
         - `method`: needed where it is not one of the known ones; its strategy is the saved one.
-        - `statistics`: needed to undo batches where second moments came from memory, and not from a corpus that can be
-          opened again.
+        - `statistics`: needed only for a session that was saved before its first batch, with second moments from memory.
 
-        **Raises** :class:`~bluedit.errors.SessionError` when the folder is no session, is damaged, or belongs to another model.
+        **Raises** :class:`~bluedit.errors.SessionError` when the folder is no session, is damaged, or belongs to another
+        model or method. The model is then as it was.
         """
         path, editable = Path(folder).expanduser(), EditableModel.wrap(model, tokenizer)
         saved = _read(path)
-        for name, fingerprint in saved.before.items():
-            if name not in dict(editable.model.named_parameters()):
-                raise SessionError(f"{path} edits {name}, which this model does not have; load the model it was begun on")
-            if tensor_fingerprint(editable.model.get_parameter(name)) != fingerprint:
-                raise SessionError(
-                    f"{path} was begun on other weights: {name} is not what it was before the first batch. Load the model it "
-                    "was begun on, unedited and in the same precision"
-                )
-        session = cls.following(editable, _plan(saved, method, statistics))
+        _check_model(path, saved, editable)
+        plan = _plan(path, saved, method, statistics)
+        session = cls.following(editable, plan)
         try:
             session._restore(path, saved)
+        except SessionError:
+            raise
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            if isinstance(error, BlueditError) and not isinstance(error, PatchError):
-                raise
             raise SessionError(f"the session in {path} is damaged: {error}") from error
         return session
 
     def _restore(self, path: Path, saved: _Saved) -> None:
+        """Read and check every file, then write the weights."""
+        model = self.model
         patches = [Patch.load(_inside(path, _patch_name(stem))) for stem in saved.batches]
+        whole = Patch.load(_inside(path, saved.whole_file)) if saved.whole_file else None
         keys: list[dict[int, Tensor]] = [{} for _ in patches]
         if self.plan.method.keeps_past:
             for kept, stem, patch in zip(keys, saved.batches, patches, strict=True):
                 if patch.changes:
                     read = load_file(_inside(path, _keys_name(stem)))
                     kept.update({int(layer): tensor for layer, tensor in read.items()})
-        whole = Patch.load(_inside(path, saved.whole_file)) if saved.whole_file else None
-        metrics = load_file(_inside(path, saved.metrics_file)) if saved.metrics_file else {}
+                wanted = {record.layer: (model.structure.d_ff, len(patch.facts)) for record in patch.manifest.weights.values()}
+                if {layer: tuple(tensor.shape) for layer, tensor in kept.items()} != wanted:
+                    raise ValueError(f"the keys of batch {stem} are not those of its patch")
+        metrics = _load_metrics(path, saved.metrics_file, saved, model.structure.d_ff)
+        initial = _load_metrics(path, saved.initial_file, saved, model.structure.d_ff) if saved.initial_file else {}
         weights = load_file(_inside(path, saved.weights_file))
-        if set(weights) != set(saved.before):
-            raise SessionError(f"the session in {path} is damaged: its weights are not those its patches change")
-        for layer, record in saved.metrics.items():
-            matrix_FF = metrics[str(layer)].to(self.model.weight(layer).device)
-            self._metrics.by_layer[layer] = InverseMetric(matrix_FF, record.condition, record.rank)
-        self._batches = [_Batch(patch, kept) for patch, kept in zip(patches, keys, strict=True)]
-        self._whole = whole
-        earlier = applied_patches(self.model)
-        if earlier:
-            raise SessionError(
-                "the model has patches applied already; revert them, or load it afresh, before resuming a session"
-            )
-        parameters = dict(self.model.model.named_parameters())
+        parameters = dict(model.model.named_parameters())
+        if {name: (weight.shape, weight.dtype) for name, weight in weights.items()} != {
+            name: (parameters[name].shape, parameters[name].dtype) for name in saved.before
+        }:
+            raise ValueError("its weights are not those that its patches change")
         originals = {name: parameters[name].detach().clone() for name in weights}
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                parameters[name].copy_(tensor)
         try:
-            restore_ledger(self.model, [whole] if whole else patches, originals)
+            with torch.no_grad():
+                for name, tensor in weights.items():
+                    parameters[name].copy_(tensor)
+            restore_ledger(model, [whole] if whole else patches, originals)
         except BaseException:
             with torch.no_grad():
                 for name, tensor in originals.items():
                     parameters[name].copy_(tensor)
             raise
-        self._folders[path.absolute()] = _Folder(saved.revision, list(saved.batches), saved.metrics_file)
+        for layer, metric in metrics.items():
+            self._metrics.by_layer[layer] = metric.copy(model.weight(layer).device)
+        self._metrics.initial = initial
+        self._batches = [_Batch(patch, kept) for patch, kept in zip(patches, keys, strict=True)]
+        self._whole, self._before_finish = whole, tuple(patches) if whole else ()
+        self._id = saved.id
+        self._hashes = {tuple(saved.before): saved.unedited}
+        self._folders[path.resolve()] = _Folder(
+            saved.revision, saved.revision, list(saved.batches), saved.metrics_file, saved.initial_file
+        )
+
+
+_WRITTEN = re.compile(r"(patch|keys)-\d{4}-\d+\.safetensors|(weights|metrics|initial|whole)-\d+\.safetensors")
+"""Names of files that a session writes; all others in its folder are somebody else's."""
 
 
 def _patch_name(stem: str) -> str:
@@ -461,25 +525,94 @@ def _read(path: Path) -> _Saved:
     return saved
 
 
-def _plan(saved: _Saved, method: Method | None, statistics: Statistics | None) -> Plan:
+def _check_model(path: Path, saved: _Saved, model: EditableModel) -> None:
+    """**Raises** :class:`~bluedit.errors.SessionError` unless the model is the one the session was begun on, unedited."""
+    parameters = dict(model.model.named_parameters())
+    if saved.configuration != model.configuration_fingerprint() or not saved.before.keys() <= parameters.keys():
+        raise SessionError(f"{path} was begun on a model of another configuration; load the model it was begun on")
+    if saved.dtype != str(model.model.dtype):
+        wanted, found = (name.removeprefix("torch.") for name in (saved.dtype, str(model.model.dtype)))
+        raise SessionError(f"{path} was begun on a model in {wanted}, and this one is in {found}; load it in {wanted}")
+    for name, fingerprint in saved.before.items():
+        if tensor_fingerprint(parameters[name]) != fingerprint:
+            raise SessionError(
+                f"{path} was begun on other weights: {name} is not what it was before the first batch. Load the model it was "
+                "begun on, unedited"
+            )
+    if saved.unedited != model.fingerprint(without=saved.before.keys()):
+        raise SessionError(f"{path} was begun on other weights, in parts that it does not edit; load the model it was begun on")
+    if applied_patches(model):
+        raise SessionError("the model has patches applied already; revert them, or load it afresh, before resuming a session")
+
+
+def _plan(path: Path, saved: _Saved, method: Method | None, statistics: Statistics | None) -> Plan:
     """The plan that a saved session followed, for no facts yet."""
     base = method or find_method(saved.method)
     if base.name != saved.method:
-        raise SessionError(f"the session was begun with method {saved.method!r}, not {base.name!r}")
+        raise SessionError(f"{path} was begun with method {saved.method!r}, not {base.name!r}")
     strategy = base.strategy
-    if strategy.name != saved.strategy:
-        strategy = explicit(saved.steps) if saved.strategy == "explicit" else find_strategy(saved.strategy)
+    if strategy.name != saved.strategy or strategy.steps(saved.layers) != saved.steps:
+        strategy = _strategy(saved)
+    base = base.with_strategy(strategy)
+    if _parts(base) != saved.parts:
+        raise SessionError(f"{path} was begun with a {saved.method!r} of other parts; give that one as method")
+    try:
+        settings = base.settings.override(saved.settings)
+    except SettingsError as error:
+        raise SessionError(f"the session in {path} is damaged: {error}") from error
     if statistics is None:
-        statistics = Statistics(read_corpus(saved.corpus) if saved.corpus else None, saved.samples)
+        statistics = Statistics(_corpus(path, saved), saved.samples)
     return Plan(
-        method=base.with_strategy(strategy),
+        method=base,
         layers=saved.layers,
-        settings=base.settings.override(saved.settings),
+        settings=settings,
         statistics=statistics,
         templates=saved.templates,
         facts=(),
         seed=saved.seed,
     )
+
+
+def _strategy(saved: _Saved) -> Strategy:
+    """The known strategy that makes the saved steps, or one made of them."""
+    with contextlib.suppress(SettingsError):
+        known = find_strategy(saved.strategy)
+        if known.steps(saved.layers) == saved.steps:
+            return known
+    return Strategy(saved.strategy, lambda _: saved.steps, one_layer=len(saved.steps) == 1)
+
+
+def _corpus(path: Path, saved: _Saved) -> Corpus | None:
+    """The corpus that second moments came from. Where the inverses are saved it is a name only: nothing is read from it
+    again."""
+    if saved.corpus is None or saved.corpus_identity is None:
+        return None
+    if saved.metrics:
+        return Corpus(saved.corpus, saved.corpus_identity, 0)
+    corpus = read_corpus(saved.corpus)
+    if corpus.identity != saved.corpus_identity:
+        raise SessionError(f"{path} was begun with another content of {saved.corpus}; restore that file, or begin anew")
+    return corpus
+
+
+def _parts(method: Method) -> str:
+    """What a method is made of, but for its name, strategy and default settings."""
+    return "; ".join(f"{name}={_part(getattr(method, name))}" for name in _PARTS)
+
+
+_PARTS = ("prior", "noise", "reads_bare_prompt", "keeps_past", "objective", "restraint", "largest_batch", "fine_tuning")
+
+
+def _part(value: Any) -> str:
+    # Parts are frozen dataclasses, whose repr says all; of any other object the type has to do.
+    return repr(value) if is_dataclass(value) or value is None or isinstance(value, int | float) else type(value).__qualname__
+
+
+def _load_metrics(path: Path, name: str | None, saved: _Saved, size: int) -> dict[int, InverseMetric]:
+    tensors = load_file(_inside(path, name)) if name else {}
+    if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != {str(layer): (size, size) for layer in saved.metrics}:
+        raise ValueError(f"{name} does not hold one {size} x {size} matrix for each edited layer")
+    return {layer: InverseMetric(tensors[str(layer)], record.condition, record.rank) for layer, record in saved.metrics.items()}
 
 
 def edit_in_sequence(
@@ -501,6 +634,9 @@ def edit_in_sequence(
     if folder is not None and (folder / SESSION_MARKER).is_file():
         session = Session.resume(folder, model, method=plan.method, statistics=plan.statistics)
         differing = [name for name in _PLANNED if getattr(session.plan, name) != getattr(plan, name)]
+        differing += (
+            ["steps"] if session.plan.method.strategy.steps(plan.layers) != plan.method.strategy.steps(plan.layers) else []
+        )
         differing += ["facts"] if session.facts != tuple(facts[: len(session.facts)]) else []
         if differing:
             session.undo(len(session))
@@ -519,5 +655,5 @@ def edit_in_sequence(
         session.undo(len(session))
 
 
-_PLANNED = ("method", "layers", "settings", "templates", "seed")
+_PLANNED = ("layers", "settings", "templates", "seed")
 """What two plans have in common if they make the same patches of the same facts."""

@@ -116,7 +116,7 @@ def test_looking_at_a_change_does_not_change_it(kind: str) -> None:
 
 @each_kind
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_adding_rounds_once(kind: str, dtype: torch.dtype, transposed: bool) -> None:
     """In the weight's own place: the sum of change and weight, rounded to the weight's type and no other before."""
     change = make(kind)
@@ -279,7 +279,7 @@ def test_numbers_that_are_none_are_refused(kind: str, part: str, value: float) -
         read_change(_damaged(kind, part, value))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.bool, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.bool, torch.uint8], ids=str)
 @pytest.mark.parametrize(("kind", "part"), FLOATING)
 def test_parts_of_another_type_are_refused(kind: str, part: str, dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=f"its {part} is {dtype}"):

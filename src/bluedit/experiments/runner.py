@@ -111,7 +111,11 @@ class Experiment:
     def _run(self, name: str, run: Run, cases: Sequence[Case], progress: Progress) -> dict[str, Any]:
         """One run from where it was left, to its result."""
         saved = self.folder / name / "session"
-        session = Session.resume(saved, self.model) if (saved / SESSION_MARKER).is_file() else self._session(run)
+        session = (
+            Session.resume(saved, self.model, method=run.resolve())
+            if (saved / SESSION_MARKER).is_file()
+            else self._session(run)
+        )
         try:
             size = self.recipe.batch_size or len(cases)
             batches = [cases[start : start + size] for start in range(0, len(cases), size)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -196,13 +196,14 @@ class EditableModel:
 
     # -- identity --------------------------------------------------------------------------------------------
 
-    def fingerprint(self, through: int | None = None) -> str:
+    def fingerprint(self, through: int | None = None, without: Collection[str] = ()) -> str:
         """A hash of the configuration and of the weights, to tell models apart.
 
         **Arguments**
 
         - `through`: leave out the weights of layers above this one, and the head: what a hidden state of that layer does
           not depend on.
+        - `without`: names of weights to leave out.
 
         Values are hashed in float32 at least, so a half-precision checkpoint has one fingerprint whether it was loaded in half
         or in single precision. Cost: one pass over the weights read.
@@ -211,6 +212,8 @@ class EditableModel:
         embedded = set(map(id, self.model.get_input_embeddings().parameters()))
         head = {id(parameter) for parameter in self.model.get_output_embeddings().parameters()} - embedded  # type: ignore[union-attr]
         for name, parameter in self.model.named_parameters():
+            if name in without:
+                continue
             if through is None or (self._at_or_below(name, through) and id(parameter) not in head):
                 digest.update(f"{name}{tuple(parameter.shape)}".encode())
                 digest.update(wide(parameter.detach()).contiguous().cpu().numpy().data)

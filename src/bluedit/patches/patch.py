@@ -276,24 +276,37 @@ class _Ledger:
             self.originals.setdefault(name, tensor)
         self.patches.append(patch)
 
-    def remove(self, patches: Sequence[Patch]) -> None:
-        remaining = list(self.patches)
-        for patch in reversed(patches):
-            del remaining[_position(patch, remaining)]
-        changed = {name for patch in patches for name in patch.changes}
+    def arrange(self, patches: Sequence[Patch]) -> None:
+        """Make the weights what these patches, in this order, make of the originals; all or nothing."""
+        names = dict.fromkeys(name for patch in (*self.patches, *patches) for name in patch.changes)
+        changed = [name for name in names if _history(name, self.patches) != _history(name, patches)]
         before = self._snapshot(changed)
+        originals = {name: self.originals.get(name, before.get(name)) for name in names}
         try:
-            self._write({name: self.originals[name] for name in changed})
+            self._write({name: original for name in changed if (original := originals[name]) is not None})
             with torch.no_grad():
-                for other in remaining:
-                    for name in other.changes.keys() & changed:
-                        self._add(other, name)
+                for patch in patches:
+                    for name in patch.changes.keys() & set(changed):
+                        self._add(patch, name)
         except BaseException:
             self._write(before)
             raise
-        self.patches = remaining
-        still_changed = {name for other in remaining for name in other.changes}
-        self.originals = {name: tensor for name, tensor in self.originals.items() if name in still_changed}
+        self.patches = list(patches)
+        still_changed = {name for patch in patches for name in patch.changes}
+        self.originals = {
+            name: original for name, original in originals.items() if name in still_changed and original is not None
+        }
+
+    def without(self, patches: Sequence[Patch], names: Iterable[str]) -> dict[str, Tensor]:
+        """Copies of weights as they would be without some of the patches."""
+        taken = set(map(id, patches))
+        weights = {name: self.originals.get(name, self.network.get_parameter(name).detach()).clone() for name in names}
+        oriented = discover(self.network).oriented
+        with torch.no_grad():
+            for patch in (one for one in self.patches if id(one) not in taken):
+                for name in patch.changes.keys() & weights.keys():
+                    patch.changes[name].add_to(oriented(weights[name]))
+        return weights
 
     def _snapshot(self, names: Iterable[str]) -> dict[str, Tensor]:
         return {name: self.network.get_parameter(name).detach().clone() for name in names}
@@ -305,6 +318,10 @@ class _Ledger:
 
     def _add(self, patch: Patch, name: str) -> None:
         patch.changes[name].add_to(discover(self.network).oriented(self.network.get_parameter(name)))
+
+
+def _history(name: str, patches: Sequence[Patch]) -> list[int]:
+    return [id(patch) for patch in patches if name in patch.changes]
 
 
 def _position(patch: Patch, applied: Sequence[Patch]) -> int:
@@ -322,7 +339,23 @@ def revert(patches: Sequence[Patch], model: EditableModel | PreTrainedModel) -> 
     **Raises** :class:`~bluedit.errors.PatchError` when one of them is not applied to this model object; none is then taken
     back.
     """
-    _Ledger.of(_network(model)).remove(patches)
+    ledger = _Ledger.of(_network(model))
+    remaining = list(ledger.patches)
+    for patch in reversed(patches):
+        del remaining[_position(patch, remaining)]
+    ledger.arrange(remaining)
+
+
+def arrange(patches: Sequence[Patch], model: EditableModel | PreTrainedModel) -> None:
+    """Make the model hold these patches, in this order, and no others: what they make of the originals, all or nothing."""
+    _Ledger.of(_network(model)).arrange(patches)
+
+
+def weights_without(
+    patches: Sequence[Patch], names: Iterable[str], model: EditableModel | PreTrainedModel
+) -> dict[str, Tensor]:
+    """Copies of the model's weights, by name, as they would be without these patches; the model is left as it is."""
+    return _Ledger.of(_network(model)).without(patches, names)
 
 
 def applied_patches(model: EditableModel | PreTrainedModel) -> tuple[Patch, ...]:

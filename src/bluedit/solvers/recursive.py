@@ -123,6 +123,11 @@ class InverseMetric:
         """The same metric in another precision."""
         return InverseMetric(self.matrix_FF.to(dtype), self.condition, self.rank)
 
+    def copy(self, device: torch.device | str) -> InverseMetric:
+        """A copy on a device, to be changed by itself; laid out as it is in a file, so that products round alike."""
+        matrix_FF = self.matrix_FF.to(device).clone(memory_format=torch.contiguous_format)
+        return InverseMetric(matrix_FF, self.condition, self.rank)
+
     def gain(
         self, keys_FN: Tensor, *, noise: float = 1.0, readout_FN: Tensor | None = None, names: tuple[str, ...] = ()
     ) -> Tensor:
@@ -138,10 +143,10 @@ class InverseMetric:
         **Raises** :class:`~bluedit.errors.NumericsError` when eps = 0 and two keys nearly coincide.
         **Cost** O(F^2 N + F N^2).
         """
-        keys_FN = keys_FN.to(self.matrix_FF)
+        keys_FN = self._laid_out(keys_FN)
         projected_FN = self.matrix_FF @ keys_FN
         if readout_FN is not None:
-            readout_FN = readout_FN.to(self.matrix_FF)
+            readout_FN = self._laid_out(readout_FN)
             system_NN = readout_FN.T @ projected_FN
             system_NN.diagonal().add_(noise)
             factor_NN, pivots_N, info = torch.linalg.lu_factor_ex(system_NN)
@@ -161,13 +166,18 @@ class InverseMetric:
         """Make `keys_FN` past keys: B <- (B^-1 + K1 K1^T)^-1, in place. O(F^2 N) time, O(F N) memory."""
         if not keys_FN.shape[1]:
             return
-        projected_FN = self.matrix_FF @ keys_FN.to(self.matrix_FF)
-        gram_NN = _symmetric(keys_FN.to(self.matrix_FF).T @ projected_FN)
+        keys_FN = self._laid_out(keys_FN)
+        projected_FN = self.matrix_FF @ keys_FN
+        gram_NN = _symmetric(keys_FN.T @ projected_FN)
         gram_NN.diagonal().add_(1)
         factor_NN = torch.linalg.cholesky(gram_NN)
         half_NF = torch.linalg.solve_triangular(factor_NN, projected_FN.T, upper=False)
         self.matrix_FF.addmm_(half_NF.T, half_NF, alpha=-1)
         _mirror(self.matrix_FF)
+
+    def _laid_out(self, keys_FN: Tensor) -> Tensor:
+        # Products of long rows are rounded by how their factors lie in memory: keys from a file should give the same bits.
+        return keys_FN.to(self.matrix_FF).contiguous()
 
 
 def _symmetric(matrix_NN: Tensor) -> Tensor:
