@@ -103,7 +103,7 @@ def test_an_experiment_writes_its_table_and_leaves_the_model(
 
 STOPS = {
     "editing a batch": (sessions, "run_batch", (3, 8)),
-    "saving a session": (sessions.Session, "_write_files", (1, 5)),
+    "saving a session": (sessions.Session, "_save_into", (1, 5)),
     "writing a file": (sessions, "atomic_file", (2, 20)),
     "scoring": (runner, "score_cases", (3,)),
     "writing a result": (runner, "_write", (1, 4)),
