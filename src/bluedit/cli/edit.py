@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from bluedit.cli.options import (
 )
 from bluedit.errors import SettingsError
 from bluedit.layers import parse_layers
+
+if TYPE_CHECKING:
+    from bluedit.patches import Patch
 
 __all__ = ["edit"]
 
@@ -107,28 +110,27 @@ def edit(
         patch = edit_in_sequence(editable, plan, checked, batch_size or max(1, len(checked)), session, bars)
         patch.save(out, replace=force)
     if as_json:
-        console.emit(
-            {
-                "patch": str(out),
-                "facts": [record.model_dump() for record in patch.manifest.facts],
-                "method": patch.manifest.method,
-                "strategy": patch.manifest.strategy,
-                "layers": list(patch.manifest.layers),
-                "settings": patch.manifest.settings,
-                "evaluations": {
-                    str(record.layer): dict(zip((fact.id for fact in checked), record.evaluations, strict=True))
-                    for record in patch.manifest.optimisation
-                },
-                "losses": {
-                    str(record.layer): dict(zip((fact.id for fact in checked), record.losses, strict=True))
-                    for record in patch.manifest.optimisation
-                },
-                "weights": {name: record.model_dump() for name, record in patch.manifest.weights.items()},
-                "seconds": patch.manifest.seconds,
-            }
-        )
+        console.emit({"patch": str(out), **_document(patch)})
     else:
         from bluedit.cli.patch import describe
 
         console.show(describe(patch))
         console.say(f"written to {out}; apply it with: bluedit patch apply {out} --model {model} --out FOLDER")
+
+
+def _document(patch: Patch) -> dict[str, Any]:
+    """What `--json` prints of a patch."""
+    manifest = patch.manifest
+    ids = [fact.id for fact in manifest.facts]
+    return {
+        "facts": [record.model_dump() for record in manifest.facts],
+        "batches": list(manifest.batches),
+        "method": manifest.method,
+        "strategy": manifest.strategy,
+        "layers": list(manifest.layers),
+        "settings": manifest.settings,
+        "evaluations": {str(record.layer): dict(zip(ids, record.evaluations, strict=True)) for record in manifest.optimisation},
+        "losses": {str(record.layer): dict(zip(ids, record.losses, strict=True)) for record in manifest.optimisation},
+        "weights": {name: record.model_dump() for name, record in manifest.weights.items()},
+        "seconds": manifest.seconds,
+    }
