@@ -345,7 +345,7 @@ def restrain_sequence(patch: Patch, plan: Plan, weights: Mapping[str, Tensor]) -
         change = restraint.restrain(patch.changes[name], weights[name], plan.settings)
         changes[name] = _checked(change, record.layer)
         norm = change.norm()
-        relative = norm / wide(weights[name]).norm().item()
+        relative = _relative(norm, weights[name])
         records[name] = record.model_copy(update={"norm": norm, "relative_norm": relative})
     columns = "facts" if all(changes[name] is patch.changes[name] for name in changes) else "directions"
     return Patch(changes, patch.manifest.model_copy(update={"weights": records, "columns": columns}))
@@ -361,9 +361,15 @@ def _checked(change: Change, layer: int) -> Change:
     return change
 
 
+def _relative(norm: float, weight_DF: Tensor) -> float:
+    """||D|| / ||W||; 0 for a weight of zeros, beside which no change has a size."""
+    size = wide(weight_DF).norm().item()
+    return norm / size if size else 0.0
+
+
 def _record(model: EditableModel, layer: int, change: Change, metric: InverseMetric | None) -> WeightRecord:
     norm = change.norm()
-    relative = norm / wide(model.matrix(layer)).norm().item()
+    relative = _relative(norm, model.matrix(layer))
     condition, rank = (metric.condition, metric.rank) if metric else (None, None)
     if relative > 1:
         cause = f" (condition number of the second moment: {condition:.1e})" if condition is not None else ""

@@ -256,7 +256,7 @@ class Method:
             parts = [self.prior.uses, self.objective.uses]
         wanted = {*(name for part in parts for name in part), *(self.restraint.uses if self.restraint else ())}
         if not self.noise:
-            wanted -= {"lambda"}  # the scale of the metric cancels where residuals are met exactly
+            wanted -= {"lambda", "L2"}  # the scale of the metric cancels where residuals are met exactly
         return tuple(name for name in self.settings.names() if name in wanted)
 
     def override(self, *layers: Mapping[str, Any]) -> Settings:

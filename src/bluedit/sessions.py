@@ -488,7 +488,7 @@ class Session:
         )
 
 
-_WRITTEN = re.compile(r"(patch|keys)-\d{4}-\d+\.safetensors|(weights|metrics|initial|whole)-\d+\.safetensors")
+_WRITTEN = re.compile(r"(patch|keys)-\d{4,}-\d+\.safetensors|(weights|metrics|initial|whole)-\d+\.safetensors")
 """Names of files that a session writes; all others in its folder are somebody else's."""
 
 

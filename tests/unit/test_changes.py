@@ -429,6 +429,18 @@ def test_a_mask_that_does_not_fit_is_refused_with_the_file(
     assert str(path) in str(caught.value)
 
 
+def test_a_patch_in_the_home_folder(
+    tiny_gpt2: EditableModel, make_patch: MakePatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is saved at `~/patch` is loaded from `~/patch`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("~/patch", "~/patch.safetensors"):
+        patch = make_patch(tiny_gpt2)
+        patch.save(name)
+        _assert_equal(Patch.load(name), patch)
+
+
 @each_kind
 @pytest.mark.parametrize("shape", [(32, 47), (31, 48), (48, 32)])
 def test_changes_of_another_shape_are_not_applied(

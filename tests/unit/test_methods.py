@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 from transformers import GPT2Config, GPTJConfig, LlamaConfig
 
@@ -257,6 +258,22 @@ def test_patches_hold_the_settings_that_made_a_difference(
         expected = known.settings.as_dict() | given
         assert patch.manifest.settings == {setting: expected[setting] for setting in known.uses}
         assert patch.manifest.method == name
+
+
+@pytest.mark.filterwarnings("ignore:the change of layer")
+@pytest.mark.parametrize("name", ["memit", "rect", "ft-m"])
+def test_a_weight_of_zeros_is_edited(
+    own_gpt2: EditableModel, moments: Callable[[int], Statistics], world_facts: tuple[Fact, ...], name: str
+) -> None:
+    """Some models begin so: a change of it has no relative size, which is no reason to fail."""
+    with torch.no_grad():
+        own_gpt2.weight(1).zero_()
+    given = {"ft_num_steps": 1} if name == "ft-m" else {"v_num_grad_steps": 2, "lambda": 2}
+    patch = bluedit.edit(
+        own_gpt2, world_facts[:1], method=name, layers=[1], templates=["{}"], corpus=moments(48), settings=given
+    )
+    (record,) = patch.manifest.weights.values()
+    assert record.norm > 0
 
 
 # -- BLUE --------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def save_checkpoint(model: EditableModel, path: str | Path, *, replace: bool = F
 
     **Raises** :class:`~bluedit.errors.InputError` when something is there already and `replace` is not set.
     """
-    target = writable_target(Path(path), replace=replace, marker=CHECKPOINT_MARKER)
+    target = writable_target(Path(path).expanduser(), replace=replace, marker=CHECKPOINT_MARKER)
     with atomic_folder(target) as folder:
         model.model.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)

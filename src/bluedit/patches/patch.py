@@ -181,7 +181,7 @@ class Patch:
 
         **Raises** :class:`~bluedit.errors.InputError` when something is there already and `replace` is not set.
         """
-        target = writable_target(Path(path), replace=replace, marker=MANIFEST_NAME)
+        target = writable_target(Path(path).expanduser(), replace=replace, marker=MANIFEST_NAME)
         manifest = self.manifest.model_dump_json(indent=2)
         tensors = {
             f"{name}.{part}": value.detach().cpu().contiguous()
