@@ -196,10 +196,12 @@ def test_values_inside_a_layer_equal_the_textbook_in_double_precision(
     tiny_models: EditableModel, facts: list[Fact], objective: Objective
 ) -> None:
     own = EditableModel(copy.deepcopy(tiny_models.model).double(), tiny_models.tokenizer)
+    # GPT-J attends in float32, whatever its weights are.
+    rounding = 1e-5 if own.model.config.model_type == "gptj" else 1e-7
     values = optimise_values(own, facts[:2], 1, TEMPLATES, SETTINGS, objective)
     assert values.targets_DN.dtype == torch.float64
     for column, fact in enumerate(facts[:2]):
-        assert_equal(own, values, column, textbook(own, fact, 1, TEMPLATES, SETTINGS, objective), rounding=1e-7)
+        assert_equal(own, values, column, textbook(own, fact, 1, TEMPLATES, SETTINGS, objective), rounding)
 
 
 @each_objective
@@ -397,7 +399,7 @@ def test_nothing_added_is_the_model_as_it_is(
             for (one, at), logits in zip(places, found, strict=True):
                 whole = tiny_models.model(torch.tensor([list(left[one].ids)]), use_cache=False).logits[0]
                 torch.testing.assert_close(logits, whole[left[one].subject + at].detach(), rtol=1e-3, atol=1e-3)
-    initial = Injection(tiny_models, rows, layer, sites).initial(len(TEMPLATES))
+    initial = Injection(tiny_models, rows, layer, sites).initial(range(0, len(rows), len(TEMPLATES)))
     assert initial.shape == (len(sites), len(facts), 32)
     for site, states_ND in zip(sites, initial, strict=True):
         expected = fact_states(tiny_models, facts, layer, site).T

@@ -148,11 +148,11 @@ class Injection:
     def rows(self) -> tuple[Row, ...]:
         return self._suffixes.rows
 
-    def initial(self, every: int) -> Tensor:
-        """What stands at the sites before anything is added, (sites, rows, D), for the first of every `every` rows."""
+    def initial(self, chosen: Sequence[int]) -> Tensor:
+        """What stands at the sites before anything is added, (sites, chosen, D), for some of the rows."""
         if self._above:
-            return wide(self._suffixes.states_BSD[::every, 0])[None]
-        rows = self.rows[::every]
+            return wide(self._suffixes.states_BSD[list(chosen), 0])[None]
+        rows = [self.rows[index] for index in chosen]
         return torch.stack([self._model.subject_states(rows, self._layer, site) for site in self._sites])
 
     def logits(self, added_VBD: Tensor, rows: Tensor, positions: Tensor) -> Tensor:

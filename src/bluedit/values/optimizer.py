@@ -17,7 +17,7 @@ argmax, are said by the method's :class:`~bluedit.methods.Objective`.
 :class:`~bluedit.models.prefix.Injection` on the tokens and layers that delta reaches, and no others. A fact leaves
 its wave as soon as its own loss is low enough.
 
-Shapes: N facts of a wave, P prompts of a fact (rewriting prompts, then the KL prompt), B = N P rows, S suffix tokens,
+Shapes: N facts of a wave, B rows (per fact its rewriting prompts, then its KL prompt where that is another), S suffix tokens,
 T target tokens over all rows, V vocabulary where logits are meant and vectors of a fact otherwise, D d_model.
 """
 
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ __all__ = ["Values", "optimise_values"]
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 _TOKEN_BUDGET = 8192
+_LEAST_TOKENS = {"cpu": 1024}
+"""From so many suffix tokens on, a longer matrix product is no faster a token."""
 _KL_PROMPT = "{} is a"
 
 
@@ -103,7 +105,7 @@ def optimise_values(
     evaluations = [0] * len(facts)
     losses = [float("nan")] * len(facts)
     with model.frozen():
-        for chosen in _waves(prompts, token_budget):
+        for chosen in _waves(prompts, token_budget, _LEAST_TOKENS.get(device.type, token_budget)):
             wave = _Wave(model, layer, [prompts[index] for index in chosen], settings, objective)
             initial_ND[chosen] = wave.initial_VND[0]
             numbers = torch.tensor(chosen, device=device)
@@ -126,33 +128,60 @@ def optimise_values(
     return Values(layer, targets_ND.T, initial_ND.T, tuple(evaluations), tuple(losses))
 
 
-def _prompts(model: EditableModel, fact: Fact, templates: Sequence[str]) -> tuple[Row, ...]:
-    """The rewriting prompts with their target, bare prompt first, and the KL prompt last."""
+class _Prompts(NamedTuple):
+    """What a fact's loss is taken over: its rewriting prompts with their target, and the KL prompt.
+
+    Up to the subject's last token, where the divergence is taken, the KL prompt is the bare prompt wherever that begins
+    with the subject: then `kl` is None, and the bare prompt's row serves for both.
+    """
+
+    rewriting: tuple[Row, ...]
+    kl: Row | None
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self.rewriting if self.kl is None else (*self.rewriting, self.kl)
+
+    @property
+    def suffix(self) -> int:
+        """Tokens from the subject's last one on, of the longest row."""
+        return max(len(row.ids) - row.subject for row in self.rewriting)
+
+
+def _prompts(model: EditableModel, fact: Fact, templates: Sequence[str]) -> _Prompts:
     kl_text = _KL_PROMPT.replace("{}", fact.subject)
     kl_row = model.text.subject_row(kl_text, 0, len(fact.subject))
-    rows = (
-        *(model.text.row(fact, template, with_target=True) for template in templates),
-        # The divergence is taken at the subject's last token: what follows it is not looked at.
-        Row(kl_row.ids[: kl_row.subject + 1], kl_row.subject),
-    )
-    longest = max(len(row.ids) for row in rows)
+    rewriting = tuple(model.text.row(fact, template, with_target=True) for template in templates)
+    # What follows the subject is not looked at.
+    kl = Row(kl_row.ids[: kl_row.subject + 1], kl_row.subject)
+    shared = rewriting[0].ids[: rewriting[0].subject + 1] == kl.ids
+    longest = max(len(row.ids) for row in (*rewriting, kl))
     if longest > model.context_length:
         raise FactError(
             f"fact {fact.id!r} takes {longest} tokens with its context and target; the model takes {model.context_length}: "
             "shorten its prompt"
         )
-    return rows
+    return _Prompts(rewriting, None if shared else kl)
 
 
-def _waves(prompts: Sequence[tuple[Row, ...]], token_budget: int) -> Iterator[list[int]]:
-    """Facts of like length together, the longest first, so that memory peaks at once and not at the end."""
-    longest = [max(len(row.ids) for row in rows) for rows in prompts]
-    order = sorted(range(len(prompts)), key=lambda index: -longest[index])
-    start = 0
-    while start < len(order):
-        count = max(1, token_budget // (longest[order[start]] * len(prompts[0])))
-        yield order[start : start + count]
-        start += count
+def _waves(prompts: Sequence[_Prompts], token_budget: int, least: int) -> Iterator[list[int]]:
+    """Facts of like length together, the longest first, so that memory peaks at once and not at the end.
+
+    What is run again and again are the suffixes: a wave ends where they get shorter, once it has `least` tokens of them.
+    """
+    longest = [max(len(row.ids) for row in one.rows) for one in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: (-prompts[index].suffix, -longest[index]))
+    wave: list[int] = []
+    for index in order:
+        rows = sum(len(prompts[other].rows) for other in (*wave, index))
+        padded = rows * max(longest[other] for other in (*wave, index))
+        shorter = wave and prompts[index].suffix < prompts[wave[0]].suffix
+        if wave and (padded > token_budget or (shorter and rows * prompts[wave[0]].suffix > least)):
+            yield wave
+            wave = []
+        wave.append(index)
+    if wave:
+        yield wave
 
 
 def _refuse(fact: Fact, layer: int, evaluations: int) -> NoReturn:
@@ -169,15 +198,23 @@ class _Wave:
         self,
         model: EditableModel,
         layer: int,
-        prompts: Sequence[tuple[Row, ...]],
+        prompts: Sequence[_Prompts],
         settings: Settings,
         objective: Objective,
     ) -> None:
         self._settings = settings
         self._objective = objective
-        self._prompts = len(prompts[0])
-        self._injection = Injection(model, [row for rows in prompts for row in rows], layer, objective.sites)
-        self.initial_VND = self._injection.initial(self._prompts)
+        self._rewriting = len(prompts[0].rewriting)
+        self._injection = Injection(model, [row for one in prompts for row in one.rows], layer, objective.sites)
+        counts = [len(one.rows) for one in prompts]
+        first = [sum(counts[:place]) for place in range(len(prompts))]  # the bare prompts
+        self.initial_VND = self._injection.initial(first)
+        device = self.initial_VND.device
+        self._owner_B = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        self._kl_rows_N = torch.tensor(
+            [place + (0 if one.kl is None else len(one.rewriting)) for place, one in zip(first, prompts, strict=True)],
+            device=device,
+        )
         self.delta_VND = torch.zeros_like(self.initial_VND)
         self._first_VND = torch.zeros_like(self.delta_VND)
         self._second_VND = torch.zeros_like(self.delta_VND)
@@ -189,7 +226,7 @@ class _Wave:
         self._index()
 
     def _index(self) -> None:
-        """Where in the suffixes logits are wanted: at the targets' tokens, and at the KL prompts' first token."""
+        """Where in the suffixes the targets' logits are wanted; the KL prompts' are at the first token."""
         rows = self._injection.rows
         places = [
             (index, position - row.subject, token)
@@ -198,8 +235,6 @@ class _Wave:
         ]
         device = self.delta_VND.device
         self._rows_T, self._positions_T, self._tokens_T = torch.tensor(places, device=device).T
-        self._kl_rows_N = torch.arange(self._prompts - 1, len(rows), self._prompts, device=device)
-        self._owner_B = torch.arange(len(rows), device=device) // self._prompts
 
     def evaluate(self) -> tuple[Tensor, Tensor]:
         """The loss of every fact, and whether it is done, (N,) each."""
@@ -214,7 +249,8 @@ class _Wave:
         )
         count = len(self._rows_T)
         nll_B = target_nll(logits[:count], self._tokens_T, self._rows_T, len(self._injection.rows))
-        nll_N = nll_B.view(-1, self._prompts)[:, :-1].mean(1)
+        # A KL prompt has no target, and adds nothing.
+        nll_N = torch.zeros_like(self._scale_N).index_add(0, self._owner_B, nll_B) / self._rewriting
         log_probs_NV = logits[count:].log_softmax(-1)
         if self.evaluations == 1:
             # delta is still 0: this is the model as it was.
@@ -250,7 +286,10 @@ class _Wave:
 
     def keep(self, keep_N: Tensor) -> None:
         """Go on with these facts only."""
-        self._injection.select(keep_N.repeat_interleave(self._prompts).nonzero().squeeze(1))
+        keep_B = keep_N[self._owner_B]
+        self._injection.select(keep_B.nonzero().squeeze(1))
+        self._kl_rows_N = (keep_B.cumsum(0) - 1)[self._kl_rows_N[keep_N]]
+        self._owner_B = (keep_N.cumsum(0) - 1)[self._owner_B[keep_B]]
         self.initial_VND, self.delta_VND = self.initial_VND[:, keep_N], self.delta_VND[:, keep_N]
         self._first_VND, self._second_VND = self._first_VND[:, keep_N], self._second_VND[:, keep_N]
         self._original_NV, self._scale_N = self._original_NV[keep_N], self._scale_N[keep_N]
