@@ -1,7 +1,7 @@
 """Efficacy, generalisation, specificity, and their accuracy variants.
 
-A prompt and a target make a query; all queries of all cases are answered together, in batches of like length, each
-distinct one once. What a case needs of the answers is then read off.
+A prompt and a target make a query; all queries of all cases are answered together, in batches of like length, each distinct
+one once, and targets of one prompt from the same row where they can be. What a case needs of the answers is then read off.
 
 Shapes: T target tokens over a batch's rows.
 """
@@ -57,37 +57,86 @@ def answer_queries(
     - `token_budget`: padded tokens in one forward pass, at most.
     - `progress`: called with the number of queries answered, after each batch.
 
-    **Cost**: one forward pass over each distinct pair; logits at target tokens only.
+    **Cost**: one forward pass over each distinct prompt with all but the last token of a target, which targets of one token
+    share; logits where a target token is predicted, once.
     """
-    distinct = list(dict.fromkeys(queries))
-    prompts = dict(zip(names := list(dict.fromkeys(prompt for prompt, _ in distinct)), model.text.prompts(names), strict=True))
-    targets = {target: model.text.target(target) for target in dict.fromkeys(target for _, target in distinct)}
-    rows = [Row(prompts[prompt] + targets[target][:-1], target=targets[target]) for prompt, target in distinct]
-    longest = max(range(len(rows)), key=lambda index: len(rows[index].ids), default=None)
-    if longest is not None and len(rows[longest].ids) > model.context_length:
+    rows = _shared_rows(model, list(dict.fromkeys(queries)))
+    longest = max(rows, key=lambda row: len(row.ids), default=None)
+    if longest is not None and len(longest.ids) > model.context_length:
+        prompt = next(iter(longest.answers))[0]
         raise DatasetError(
             "evaluation",
             [
-                f"the prompt {distinct[longest][0][:60]!r}... takes {len(rows[longest].ids)} tokens with its target; "
+                f"the prompt {prompt[:60]!r}... takes {len(longest.ids)} tokens with its target; "
                 f"the model takes {model.context_length}: shorten it"
             ],
         )
     answers: dict[Query, Answer] = {}
     with model.frozen(), torch.no_grad():
-        for batch in batches(rows, model.device, token_budget):
-            rows_T, positions_T, tokens_T = batch.target_index()
-            with model.head_at(rows_T, positions_T):
-                log_probs_TV = model.forward(batch)[0].float().log_softmax(-1)
-            chosen_T = log_probs_TV.gather(1, tokens_T[:, None])[:, 0].tolist()
-            correct_T = (log_probs_TV.argmax(-1) == tokens_T).tolist()
-            start = 0
-            for index, row in zip(batch.order, batch.rows, strict=True):
-                end = start + len(row.target)
-                answers[distinct[index]] = Answer(sum(chosen_T[start:end]) / (end - start), tuple(correct_T[start:end]))
+        for batch in batches([Row(row.ids) for row in rows], model.device, token_budget):
+            chosen = [rows[index] for index in batch.order]
+            # Every position that some target needs, once; and of each target's tokens the place among those.
+            places = {
+                place: index
+                for index, place in enumerate(
+                    dict.fromkeys((number, position) for number, row in enumerate(chosen) for position in row.positions)
+                )
+            }
+            rows_P, positions_P = torch.tensor(list(places), device=model.device).T
+            asked = [
+                (places[number, row.start + offset], token)
+                for number, row in enumerate(chosen)
+                for tokens in row.answers.values()
+                for offset, token in enumerate(tokens)
+            ]
+            places_T, tokens_T = torch.tensor(asked, device=model.device).T
+            with model.head_at(rows_P, positions_P):
+                log_probs_PV = model.forward(batch)[0].float().log_softmax(-1)
+            log_probs_T = log_probs_PV[places_T, tokens_T].tolist()
+            correct_T = (log_probs_PV.argmax(-1)[places_T] == tokens_T).tolist()
+            start, before = 0, len(answers)
+            for query, tokens in (pair for row in chosen for pair in row.answers.items()):
+                end = start + len(tokens)
+                answers[query] = Answer(sum(log_probs_T[start:end]) / len(tokens), tuple(correct_T[start:end]))
                 start = end
             if progress is not None:
-                progress(len(batch.rows))
+                progress(len(answers) - before)
     return answers
+
+
+class _SharedRow(NamedTuple):
+    """One row that answers several targets of one prompt: each but for its last token is a beginning of what follows the
+    prompt.
+
+    - `start`: the position whose logits predict a target's first token.
+    - `answers`: the queries, with their targets' tokens.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+    answers: dict[Query, tuple[int, ...]]
+
+    @property
+    def positions(self) -> range:
+        """The positions whose logits are wanted."""
+        return range(self.start, len(self.ids))
+
+
+def _shared_rows(model: EditableModel, queries: Sequence[Query]) -> list[_SharedRow]:
+    """As few rows as answer all queries: targets of one token need the prompt alone, whatever they are."""
+    prompts = dict(zip(names := list(dict.fromkeys(prompt for prompt, _ in queries)), model.text.prompts(names), strict=True))
+    targets = {target: model.text.target(target) for target in dict.fromkeys(target for _, target in queries)}
+    by_prompt: dict[str, list[_SharedRow]] = {}
+    for prompt, target in sorted(queries, key=lambda query: -len(targets[query[1]])):
+        ids = prompts[prompt] + targets[target][:-1]
+        rows = by_prompt.setdefault(prompt, [])
+        # The longest targets come first: a row that serves is there already.
+        row = next((one for one in rows if one.ids[: len(ids)] == ids), None)
+        if row is None:
+            row = _SharedRow(ids, len(prompts[prompt]) - 1, {})
+            rows.append(row)
+        row.answers[prompt, target] = targets[target]
+    return [row for rows in by_prompt.values() for row in rows]
 
 
 @dataclass(frozen=True)
