@@ -47,7 +47,8 @@ zoo: $(VENV)/.installed ## train the embedded model from nothing (about twenty m
 sweep: $(VENV)/.installed ## the sweep that chose gpt2-mini's layers and settings
 	$(BIN)/python benchmarks/sweep_gpt2_mini.py
 
-bench: $(VENV)/.installed ## the benchmarks: does a batch cost the same however many went before?
+bench: $(VENV)/.installed ## the benchmarks: against the textbook, and batch after batch
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/session_batches.py
 
 clean: ## remove the environment and all caches
