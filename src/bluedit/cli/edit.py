@@ -32,11 +32,13 @@ def edit(
     model: Model,
     facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL, JSON or CSV of facts, CounterFact or zsRE records.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the patch goes: a folder, or one .safetensors file.")],
-    method: Annotated[str, typer.Option("--method", help="The editing method.")] = "memit",
+    method: Annotated[str, typer.Option("--method", help="The editing method; `bluedit methods` lists them.")] = "memit",
     strategy: Annotated[
         str | None,
         typer.Option(
-            "--strategy", help="even, square-root, boundary (BLUE), each-layer, single:LAYER. The default is boundary."
+            "--strategy",
+            help="even, square-root, boundary (BLUE), each-layer, single:LAYER. The default is boundary; methods that edit one "
+            "layer keep it.",
         ),
     ] = None,
     layers: Annotated[
