@@ -192,7 +192,9 @@ class Experiment:
 
     def _protocol(self, cases: Sequence[Case], patch: Patch | None = None) -> dict[str, Any]:
         recipe = self.recipe
-        return protocol(self.model, cases, dataset=recipe.dataset, patch=patch, seed=recipe.seed, fingerprint=self.fingerprint)
+        tag = protocol(self.model, cases, dataset=recipe.dataset, patch=patch, seed=recipe.seed, fingerprint=self.fingerprint)
+        # The name that was asked for, and not the folder that it was found in.
+        return tag | {"model": recipe.model}
 
     def _compare(self, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Of every method that was run both with BLUE and with another strategy: by how many points BLUE is above.
