@@ -266,12 +266,16 @@ class Session:
         applied = list(applied_patches(self.model))
         if self._whole is None:
             return applied
+        place = next((index for index, patch in enumerate(applied) if patch is self._whole), None)
+        if place is None:
+            raise SessionError(
+                "the finished sequence was taken off the model by other means; apply its patch again, then go on"
+            )
         mine = {id(self._whole), *map(id, self.patches)}
         if [id(patch) for patch in applied if id(patch) not in mine] == [
             id(patch) for patch in self._before_finish if id(patch) not in mine
         ]:
             return list(self._before_finish)
-        place = next(index for index, patch in enumerate(applied) if patch is self._whole)
         return [*applied[:place], *self.patches, *applied[place + 1 :]]
 
     @property

@@ -1645,6 +1645,19 @@ def test_a_batch_reverted_by_hand_is_noticed(fresh: Fresh, moments: Any, batches
     assert same(bits(resumed.model), bits(session.model))
 
 
+def test_a_finished_sequence_reverted_by_hand_is_noticed(fresh: Fresh, moments: Any, batches: Any) -> None:
+    session = run(begin(fresh(), "prune", moments(48)), batches[:2])
+    whole = session.finish()
+    finished = bits(session.model)
+    whole.revert(session.model)
+    with pytest.raises(SessionError, match="apply its patch again"):
+        session.undo()
+    whole.apply(session.model, check=False)
+    assert same(bits(session.model), finished)
+    session.undo(2)
+    assert same(bits(session.model), bits(fresh()))
+
+
 def test_several_patches_come_off_at_once(fresh: Fresh, moments: Any, batches: Any) -> None:
     session = run(begin(fresh(), "memit", moments(48)), batches)
     original = bits(fresh())
