@@ -75,6 +75,10 @@ class SessionError(InputError):
     """Something a session cannot do in its state, or a saved session that cannot be resumed."""
 
 
+class ResourceError(BlueditError, MemoryError):
+    """Memory that does not suffice even for the smallest piece of the work."""
+
+
 class NumericsError(BlueditError, ArithmeticError):
     """A linear system or an optimisation without a trustworthy result."""
 

@@ -24,7 +24,7 @@ from bluedit.facts import Fact
 from bluedit.methods import FineTuning, Settings
 from bluedit.models import Batch, EditableModel, batches
 from bluedit.precision import wide
-from bluedit.values.objectives import target_nll
+from bluedit.values.objectives import mean_by_row
 
 __all__ = ["Tuned", "fine_tune"]
 
@@ -115,4 +115,5 @@ def _losses(model: EditableModel, batch: Batch, teacher_forcing: bool) -> Tensor
         positions_T = torch.tensor([len(row.ids) - 1 for row in batch.rows], device=device)[rows_T]
     with model.head_at(rows_T, positions_T):
         logits_TV = wide(model.forward(batch)[0])
-    return target_nll(logits_TV, tokens_T, rows_T, len(batch.rows))
+    nll_T = torch.nn.functional.cross_entropy(logits_TV, tokens_T, reduction="none")
+    return mean_by_row(nll_T, rows_T, len(batch.rows))

@@ -11,7 +11,7 @@ from bluedit.facts import Fact
 from bluedit.methods import Settings
 from bluedit.models import EditableModel
 from bluedit.values import check_templates, context_templates, fact_keys, fact_states, optimise_values
-from bluedit.values.objectives import kl_divergence, target_nll, weight_decay
+from bluedit.values.objectives import mean_by_row, readings, weight_decay
 
 TEMPLATES = ("{}", "The old mill. {}", "I saw a dog by the quarry. {}")
 SETTINGS = Settings(v_lr=0.3, v_num_grad_steps=8, kl_factor=0.5, v_weight_decay=0.7)
@@ -112,16 +112,33 @@ def test_templates_that_cannot_be_used_are_refused(templates: list[str]) -> None
         check_templates(templates)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_the_written_out_gradient_of_the_objectives_is_right(first: bool) -> None:
+    logits = torch.randn(7, 11, dtype=torch.float64, requires_grad=True)
+    tokens, original = torch.tensor([1, 4, 0, 10, 3]), torch.randn(2, 11, dtype=torch.float64).log_softmax(-1)
+    assert torch.autograd.gradcheck(lambda x: readings(x, tokens, None if first else original)[:2], (logits,))
+    half = torch.randn(3, 11, dtype=torch.bfloat16, requires_grad=True)
+    nll, kl, _ = readings(half, tokens[:2], original[:1].float())
+    assert nll.dtype == kl.dtype == torch.float32
+    (nll.sum() + kl.sum()).backward()
+    assert half.grad is not None
+    assert half.grad.dtype == torch.bfloat16
+
+
 def test_objectives_equal_their_definitions() -> None:
-    logits = torch.randn(5, 11)
+    logits = torch.randn(7, 11)
     tokens, rows = torch.tensor([1, 4, 0, 10, 3]), torch.tensor([0, 0, 1, 1, 1])
-    nll = -logits.log_softmax(-1)[range(5), tokens]
+    log_probs, original = logits.log_softmax(-1), torch.randn(2, 11).log_softmax(-1)
+    nll = -log_probs[range(5), tokens]
+    found_nll, found_kl, found = readings(logits, tokens, original)
+    torch.testing.assert_close(found, log_probs)
+    torch.testing.assert_close(found_nll, nll)
     torch.testing.assert_close(
-        target_nll(logits, tokens, rows, 3), torch.stack([nll[:2].mean(), nll[2:].mean(), torch.tensor(0.0)])
+        mean_by_row(found_nll, rows, 3), torch.stack([nll[:2].mean(), nll[2:].mean(), torch.tensor(0.0)])
     )
-    one, other = torch.randn(2, 11).log_softmax(-1), torch.randn(2, 11).log_softmax(-1)
-    expected = [(one[i].exp() * (one[i] - other[i])).sum() for i in range(2)]
-    torch.testing.assert_close(kl_divergence(one, other), torch.stack(expected))
+    divergence = [(log_probs[5 + i].exp() * (log_probs[5 + i] - original[i])).sum() for i in range(2)]
+    torch.testing.assert_close(found_kl, torch.stack(divergence))
+    assert torch.equal(readings(logits, tokens, None)[1], torch.zeros(2))
     delta, initial = torch.randn(2, 6), torch.randn(2, 6)
     torch.testing.assert_close(weight_decay(delta, initial), delta.norm(dim=1) / initial.norm(dim=1) ** 2)
     zero = torch.zeros(2, 6, requires_grad=True)

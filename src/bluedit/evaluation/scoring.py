@@ -8,7 +8,7 @@ Shapes: T target tokens over a batch's rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,9 @@ import torch
 from bluedit.datasets.cases import Case
 from bluedit.errors import DatasetError
 from bluedit.evaluation.intervals import Estimate, bootstrap, share
-from bluedit.models import EditableModel, Row, batches
+from bluedit.models import EditableModel
+from bluedit.models.budget import TokenBudget, in_batches, plain_budget
+from bluedit.models.shared import Remainders, SharedBeginnings
 
 __all__ = ["SCORES", "Answer", "Scores", "answer_queries", "compare", "score_cases"]
 
@@ -26,7 +28,8 @@ SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 """The scores in the order they are reported: efficacy, generalisation (paraphrases), specificity (neighborhood), their
 harmonic mean, and the accuracy variants of the first three."""
 
-_TOKEN_BUDGET = 8192
+_CHUNK = 32
+"""Batches whose common beginnings are kept at once."""
 
 
 class Answer(NamedTuple):
@@ -47,18 +50,18 @@ def answer_queries(
     model: EditableModel,
     queries: Sequence[Query],
     *,
-    token_budget: int = _TOKEN_BUDGET,
+    token_budget: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[Query, Answer]:
     """Answer (prompt, target) pairs, each distinct one once.
 
     **Arguments**
 
-    - `token_budget`: padded tokens in one forward pass, at most.
+    - `token_budget`: padded tokens in one forward pass, at most; found from the memory there is when left out.
     - `progress`: called with the number of queries answered, after each batch.
 
     **Cost**: one forward pass over each distinct prompt with all but the last token of a target, which targets of one token
-    share; logits where a target token is predicted, once.
+    share, and over common beginnings of prompts once; logits where a target token is predicted, once.
     """
     rows = _shared_rows(model, list(dict.fromkeys(queries)))
     longest = max(rows, key=lambda row: len(row.ids), default=None)
@@ -72,36 +75,71 @@ def answer_queries(
             ],
         )
     answers: dict[Query, Answer] = {}
+    budget = plain_budget(model) if token_budget is None else TokenBudget(token_budget)
+    # Rows that begin alike are neighbours then; a chunk of them bounds what is kept of beginnings.
+    rows.sort(key=lambda row: row.ids)
     with model.frozen(), torch.no_grad():
-        for batch in batches([Row(row.ids) for row in rows], model.device, token_budget):
-            chosen = [rows[index] for index in batch.order]
-            # Every position that some target needs, once; and of each target's tokens the place among those.
-            places = {
-                place: index
-                for index, place in enumerate(
-                    dict.fromkeys((number, position) for number, row in enumerate(chosen) for position in row.positions)
-                )
-            }
-            rows_P, positions_P = torch.tensor(list(places), device=model.device).T
-            asked = [
-                (places[number, row.start + offset], token)
-                for number, row in enumerate(chosen)
-                for tokens in row.answers.values()
-                for offset, token in enumerate(tokens)
-            ]
-            places_T, tokens_T = torch.tensor(asked, device=model.device).T
-            with model.head_at(rows_P, positions_P):
-                log_probs_PV = model.forward(batch)[0].float().log_softmax(-1)
-            log_probs_T = log_probs_PV[places_T, tokens_T].tolist()
-            correct_T = (log_probs_PV.argmax(-1)[places_T] == tokens_T).tolist()
-            start, before = 0, len(answers)
-            for query, tokens in (pair for row in chosen for pair in row.answers.items()):
-                end = start + len(tokens)
-                answers[query] = Answer(sum(log_probs_T[start:end]) / len(tokens), tuple(correct_T[start:end]))
-                start = end
-            if progress is not None:
-                progress(len(answers) - before)
+        for chunk in _chunks(rows, _CHUNK * budget.tokens):
+            beginnings = SharedBeginnings(model, [row.ids for row in chunk], [row.start for row in chunk], budget)
+            rests = [len(row.ids) - length for row, length in zip(chunk, beginnings.lengths, strict=True)]
+
+            def run(
+                chosen: list[int], chunk: list[_SharedRow] = chunk, shared: SharedBeginnings = beginnings
+            ) -> dict[Query, Answer]:
+                return _answer(model, [chunk[index] for index in chosen], shared.remainders(chosen))
+
+            for _, found in in_batches(rests, budget, run):
+                answers |= found
+                if progress is not None:
+                    progress(len(found))
     return answers
+
+
+def _answer(model: EditableModel, rows: Sequence[_SharedRow], remainders: Remainders) -> dict[Query, Answer]:
+    """The answers that one batch of rows gives."""
+    before = remainders.lengths_B.tolist()
+    # Every position that some target needs, once; and of each target's tokens the place among those.
+    places = {
+        place: index
+        for index, place in enumerate(
+            dict.fromkeys((number, position) for number, row in enumerate(rows) for position in row.positions)
+        )
+    }
+    asked = [
+        (places[number, row.start + offset], token)
+        for number, row in enumerate(rows)
+        for tokens in row.answers.values()
+        for offset, token in enumerate(tokens)
+    ]
+    rows_P, positions_P = torch.tensor(
+        [(number, position - before[number]) for number, position in places], device=model.device
+    ).T
+    places_T, tokens_T = torch.tensor(asked, device=model.device).T
+    with model.head_at(rows_P, positions_P):
+        log_probs_PV = remainders.run(model).squeeze(0).float().log_softmax(-1)
+    log_probs_T = log_probs_PV[places_T, tokens_T].tolist()
+    correct_T = (log_probs_PV.argmax(-1)[places_T] == tokens_T).tolist()
+    answers: dict[Query, Answer] = {}
+    start = 0
+    for query, tokens in (pair for row in rows for pair in row.answers.items()):
+        end = start + len(tokens)
+        answers[query] = Answer(sum(log_probs_T[start:end]) / len(tokens), tuple(correct_T[start:end]))
+        start = end
+    return answers
+
+
+def _chunks(rows: Sequence[_SharedRow], tokens: int) -> Iterator[list[_SharedRow]]:
+    """The rows in order, in lists of at most so many tokens (or one row)."""
+    chunk: list[_SharedRow] = []
+    size = 0
+    for row in rows:
+        if chunk and size + len(row.ids) > tokens:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += len(row.ids)
+    if chunk:
+        yield chunk
 
 
 class _SharedRow(NamedTuple):

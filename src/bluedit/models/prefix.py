@@ -102,7 +102,7 @@ class SuffixBatch:
                 past_key_values=self._cache(),
                 use_cache=True,
             )
-        return output.logits[0]
+        return output.logits.squeeze(0)
 
     def _cache(self) -> DynamicCache:
         cache = DynamicCache()

@@ -23,7 +23,7 @@ T target tokens over all rows, V vocabulary where logits are meant and vectors o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
@@ -36,15 +36,17 @@ from bluedit.methods import HIDDEN_STATE, Objective, Settings
 from bluedit.models import EditableModel, Row
 from bluedit.models.prefix import Injection
 from bluedit.precision import wide
-from bluedit.values.objectives import kl_divergence, target_nll, weight_decay
+from bluedit.values.objectives import mean_by_row, readings, weight_decay
 
 __all__ = ["Values", "optimise_values"]
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 _TOKEN_BUDGET = 8192
-_LEAST_TOKENS = {"cpu": 1024}
-"""From so many suffix tokens on, a longer matrix product is no faster a token."""
+_OVERHEAD_TOKENS = {"cpu": 64}
+_GPU_OVERHEAD_TOKENS = 1024
+"""What a pass costs whatever its size, in tokens that could be run in the same time. A CPU's matrix products are nearly as
+fast a token for 250 tokens as for 1,000; a GPU is still waiting for its next kernel then."""
 _KL_PROMPT = "{} is a"
 
 
@@ -105,7 +107,7 @@ def optimise_values(
     evaluations = [0] * len(facts)
     losses = [float("nan")] * len(facts)
     with model.frozen():
-        for chosen in _waves(prompts, token_budget, _LEAST_TOKENS.get(device.type, token_budget)):
+        for chosen in _waves(prompts, token_budget, _OVERHEAD_TOKENS.get(device.type, _GPU_OVERHEAD_TOKENS)):
             wave = _Wave(model, layer, [prompts[index] for index in chosen], settings, objective)
             initial_ND[chosen] = wave.initial_VND[0]
             numbers = torch.tensor(chosen, device=device)
@@ -164,24 +166,33 @@ def _prompts(model: EditableModel, fact: Fact, templates: Sequence[str]) -> _Pro
     return _Prompts(rewriting, None if shared else kl)
 
 
-def _waves(prompts: Sequence[_Prompts], token_budget: int, least: int) -> Iterator[list[int]]:
-    """Facts of like length together, the longest first, so that memory peaks at once and not at the end.
+def _waves(prompts: Sequence[_Prompts], token_budget: int, overhead: int) -> list[list[int]]:
+    """Facts in waves, the longest first, so that memory peaks at once and not at the end.
 
-    What is run again and again are the suffixes: a wave ends where they get shorter, once it has `least` tokens of them.
+    What is run again and again are the suffixes, padded to the longest of their wave: facts of unlike suffixes should part.
+    But every wave costs something by itself, as much as `overhead` tokens do. The cut of the sorted facts at which both
+    together cost least is found by dynamic programming, in O(N w) for waves of w facts.
     """
     longest = [max(len(row.ids) for row in one.rows) for one in prompts]
     order = sorted(range(len(prompts)), key=lambda index: (-prompts[index].suffix, -longest[index]))
-    wave: list[int] = []
-    for index in order:
-        rows = sum(len(prompts[other].rows) for other in (*wave, index))
-        padded = rows * max(longest[other] for other in (*wave, index))
-        shorter = wave and prompts[index].suffix < prompts[wave[0]].suffix
-        if wave and (padded > token_budget or (shorter and rows * prompts[wave[0]].suffix > least)):
-            yield wave
-            wave = []
-        wave.append(index)
-    if wave:
-        yield wave
+    # best[n]: the least cost of the first n facts, and where their last wave starts.
+    best: list[tuple[int, int]] = [(0, 0)]
+    for end in range(1, len(order) + 1):
+        rows, padded, choices = 0, 0, []
+        for start in range(end - 1, -1, -1):
+            one = prompts[order[start]]
+            rows, padded = rows + len(one.rows), max(padded, longest[order[start]])
+            if rows * padded > token_budget and start < end - 1:
+                break
+            choices.append((best[start][0] + rows * one.suffix + overhead, start))
+        best.append(min(choices))
+    waves: list[list[int]] = []
+    end = len(order)
+    while end:
+        start = best[end][1]
+        waves.append(order[start:end])
+        end = start
+    return waves[::-1]
 
 
 def _refuse(fact: Fact, layer: int, evaluations: int) -> NoReturn:
@@ -219,7 +230,7 @@ class _Wave:
         self._first_VND = torch.zeros_like(self.delta_VND)
         self._second_VND = torch.zeros_like(self.delta_VND)
         self._scale_N = torch.ones_like(self.delta_VND[0, :, 0])
-        self._original_NV = torch.empty(0)
+        self._original_NV: Tensor | None = None
         self._loss_N = torch.empty(0)
         self._leaf_VND = self.delta_VND
         self.evaluations = 0
@@ -240,30 +251,27 @@ class _Wave:
         """The loss of every fact, and whether it is done, (N,) each."""
         self.evaluations += 1
         self._leaf_VND = self.delta_VND.clone().requires_grad_()
-        logits = wide(
-            self._injection.logits(
-                self._leaf_VND[:, self._owner_B],
-                torch.cat([self._rows_T, self._kl_rows_N]),
-                torch.cat([self._positions_T, torch.zeros_like(self._kl_rows_N)]),
-            )
+        logits = self._injection.logits(
+            self._leaf_VND[:, self._owner_B],
+            torch.cat([self._rows_T, self._kl_rows_N]),
+            torch.cat([self._positions_T, torch.zeros_like(self._kl_rows_N)]),
         )
+        nll_T, kl_N, log_probs = readings(logits, self._tokens_T, self._original_NV)
         count = len(self._rows_T)
-        nll_B = target_nll(logits[:count], self._tokens_T, self._rows_T, len(self._injection.rows))
-        # A KL prompt has no target, and adds nothing.
-        nll_N = torch.zeros_like(self._scale_N).index_add(0, self._owner_B, nll_B) / self._rewriting
-        log_probs_NV = logits[count:].log_softmax(-1)
-        if self.evaluations == 1:
+        if self._original_NV is None:
             # delta is still 0: this is the model as it was.
-            self._original_NV = log_probs_NV.detach()
+            self._original_NV = log_probs[count:].clone()
+        # A KL prompt has no target, and adds nothing.
+        nll_B = mean_by_row(nll_T, self._rows_T, len(self._injection.rows))
+        nll_N = torch.zeros_like(self._scale_N).index_add(0, self._owner_B, nll_B) / self._rewriting
         settings, objective = self._settings, self._objective
-        kl_N = kl_divergence(log_probs_NV, self._original_NV)
         decay_N = sum(
             weight_decay(delta_ND, initial_ND) for delta_ND, initial_ND in zip(self._leaf_VND, self.initial_VND, strict=True)
         )
         self._loss_N = self._scale_N * nll_N + settings.kl_factor * kl_N + settings.v_weight_decay * decay_N
         done_N = self._loss_N.detach() < settings.early_stop_loss
         if objective.met_scale is not None:
-            missed_T = (logits[:count].argmax(-1) != self._tokens_T).float()
+            missed_T = (log_probs[:count].argmax(-1) != self._tokens_T).float()
             met_N = (
                 torch.zeros_like(self._scale_N, dtype=missed_T.dtype).index_add(0, self._owner_B[self._rows_T], missed_T) == 0
             )
@@ -292,5 +300,6 @@ class _Wave:
         self._owner_B = (keep_N.cumsum(0) - 1)[self._owner_B[keep_B]]
         self.initial_VND, self.delta_VND = self.initial_VND[:, keep_N], self.delta_VND[:, keep_N]
         self._first_VND, self._second_VND = self._first_VND[:, keep_N], self._second_VND[:, keep_N]
+        assert self._original_NV is not None
         self._original_NV, self._scale_N = self._original_NV[keep_N], self._scale_N[keep_N]
         self._index()
