@@ -76,7 +76,7 @@ def _block(model: EditableModel, layer: int) -> nn.Module:
 
 
 def _site(model: EditableModel, layer: int, site: str) -> nn.Module:
-    places = {"layer": "", "mlp": model.structure.map.mlp, "attention": model.structure.map.attention_projection}
+    places = {"layer": "", "mlp": model.structure.map.projection, "attention": model.structure.map.attention_projection}
     return _block(model, layer).get_submodule(places[site])
 
 
