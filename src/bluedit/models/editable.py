@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bluedit.errors import ModelError
-from bluedit.models.maps import ModuleMap
+from bluedit.models.maps import ModuleMap, read_module_map
 from bluedit.models.structure import Structure, discover
 from bluedit.models.tokens import Batch, Row, TextEncoder, batches
 from bluedit.precision import wide
@@ -48,15 +49,16 @@ class EditableModel:
     """A Hugging Face causal language model, its tokenizer, and what :func:`~bluedit.models.structure.discover` found.
 
     The model is neither copied nor changed. Wrapping is cheap; two wrappers of one model are interchangeable. A layout that
-    is not recognised is described by a `module_map`.
+    is not recognised is described by a `module_map`, or a file of one.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, module_map: ModuleMap | None = None
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, module_map: ModuleMap | str | Path | None = None
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.structure: Structure = discover(model, module_map)
+        named = read_module_map(module_map) if isinstance(module_map, (str, Path)) else module_map
+        self.structure: Structure = discover(model, named)
         self.text = TextEncoder(tokenizer)
 
     @classmethod
