@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from random_models import random_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
-    AutoModelForCausalLM,
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
@@ -68,13 +68,7 @@ CONFIGURATIONS: dict[str, Callable[[], Any]] = {
 
 def build_model(name: str, seed: int = 0) -> PreTrainedModel:
     """The named tiny model with random weights, in evaluation mode."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(CONFIGURATIONS[name]())
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # biases and norms start at constants, which would hide that they are used
-                torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.1)
-    return model.float().eval()
+    return random_model(CONFIGURATIONS[name](), seed)
 
 
 def train_tokenizer(texts: list[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:

@@ -76,12 +76,12 @@ def _block(model: EditableModel, layer: int) -> nn.Module:
 
 
 def _site(model: EditableModel, layer: int, site: str) -> nn.Module:
-    places = {"layer": "", "mlp": model.structure.map.mlp, "attention": model.structure.map.attention_projection}
+    places = {"layer": "", "mlp": model.structure.map.projection, "attention": model.structure.map.attention_projection}
     return _block(model, layer).get_submodule(places[site])
 
 
 def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output if isinstance(output, Tensor) else output[0]
 
 
 @torch.no_grad()
@@ -90,7 +90,9 @@ def look(model: EditableModel, text: str, position: int, layer: int, site: str =
     projection = _block(model, layer).get_submodule(model.structure.map.projection)
     seen: dict[str, Tensor] = {}
     handles = [
-        projection.register_forward_pre_hook(lambda _, inputs: seen.__setitem__("key", inputs[0][0, position].clone())),
+        projection.register_forward_pre_hook(
+            lambda _, inputs: seen.__setitem__("key", inputs[0].flatten(0, -2)[position].clone())
+        ),
         _site(model, layer, site).register_forward_hook(
             lambda _, __, output: seen.__setitem__("state", _first(output)[0, position].clone())
         ),
@@ -153,7 +155,7 @@ def optimise(
                 def add(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
                     hidden = _first(output).clone()
                     hidden[0, position] += delta
-                    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+                    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
                 return add
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         Settings,
         blue,
     )
-    from bluedit.models import EditableModel, load_model
+    from bluedit.models import EditableModel, ModuleMap, load_model
     from bluedit.models.generation import generate
     from bluedit.patches import Patch
     from bluedit.restraints import PRUNING, RELATIVE_CHANGE
@@ -87,6 +87,7 @@ __all__ = [
     "FineTuning",
     "InputError",
     "Method",
+    "ModuleMap",
     "NumericsError",
     "Objective",
     "Patch",
@@ -138,7 +139,7 @@ _HOMES = {
         "Settings",
         "blue",
     ),
-    "bluedit.models": ("EditableModel", "load_model"),
+    "bluedit.models": ("EditableModel", "ModuleMap", "load_model"),
     "bluedit.models.generation": ("generate",),
     "bluedit.patches": ("Patch",),
     "bluedit.restraints": ("PRUNING", "RELATIVE_CHANGE"),

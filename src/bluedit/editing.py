@@ -181,6 +181,11 @@ def plan_edit(
     asked = {*critical, *(layer for step in chosen.strategy.steps(critical) for layer in (step.layer, step.aim))}
     if outside := sorted(layer for layer in asked if not 0 <= layer < model.structure.depth):
         raise SettingsError(f"layer {outside[-1]} is not in this model: it has layers 0 to {model.structure.depth - 1}")
+    if sparse := sorted(asked - set(model.structure.dense)):
+        raise SettingsError(
+            f"layer {sparse[0]} is a mixture of experts: its MLP is no single matrix that could be edited; choose among layers "
+            + ", ".join(map(str, model.structure.dense))
+        )
     if not isinstance(settings, Settings):
         settings = chosen.override(known.settings_for(chosen.name, chosen.strategy.name) if known else {}, settings or {})
     if not isinstance(corpus, Statistics):

@@ -113,7 +113,7 @@ def test_change_of_one_token_reaches_no_earlier_one(tiny_models: EditableModel) 
 @pytest.mark.parametrize("site", SITES)
 def test_hooks_go_when_the_block_ends(tiny_models: EditableModel, site: str) -> None:
     with tiny_models.hooked(1, site, lambda hidden: None):
-        assert _hooks(tiny_models) == 1
+        assert _hooks(tiny_models) >= 1
     assert _hooks(tiny_models) == 0
 
 

@@ -50,7 +50,7 @@ class Result:
 
 def module_of(model: EditableModel, layer: int, site: str) -> nn.Module:
     block = model.model.get_submodule(model.structure.map.layers)[layer]  # type: ignore[index]
-    paths = {"mlp": model.structure.map.mlp, "attention": model.structure.map.attention_projection}
+    paths = {"mlp": model.structure.map.projection, "attention": model.structure.map.attention_projection}
     return block.get_submodule(paths[site])
 
 

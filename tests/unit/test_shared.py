@@ -94,9 +94,10 @@ def test_rows_that_share_nothing_are_run_whole(tiny_gpt2: EditableModel) -> None
 
 
 def test_a_model_that_is_not_told_positions_runs_whole_rows(tiny_gpt2: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(tiny_gpt2.model), "_is_stateful", True)
     rows = tiny_gpt2.text.prompts(TEXTS)
-    assert not any(SharedBeginnings(tiny_gpt2, rows, [len(row) - 1 for row in rows], TokenBudget(16)).lengths)
+    monkeypatch.setattr(type(tiny_gpt2.model), "_is_stateful", True)
+    model = EditableModel(tiny_gpt2.model, tiny_gpt2.tokenizer)
+    assert not any(SharedBeginnings(model, rows, [len(row) - 1 for row in rows], TokenBudget(16)).lengths)
 
 
 # -- budgets -------------------------------------------------------------------------------------------------------

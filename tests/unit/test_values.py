@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import oracles
 import pytest
 import torch
 
-from bluedit.errors import FactError, NumericsError, SettingsError
+from bluedit.errors import FactError, NumericsError, ResourceError, SettingsError
 from bluedit.facts import Fact
 from bluedit.methods import Settings
 from bluedit.models import EditableModel
-from bluedit.values import check_templates, context_templates, fact_keys, fact_states, optimise_values
+from bluedit.models.prefix import Injection
+from bluedit.values import check_templates, context_templates, fact_keys, fact_states, optimise_values, optimizer
 from bluedit.values.objectives import mean_by_row, readings, weight_decay
 
 TEMPLATES = ("{}", "The old mill. {}", "I saw a dog by the quarry. {}")
@@ -47,6 +50,70 @@ def test_small_waves_change_nothing(tiny_gpt2: EditableModel, world_facts: list[
     other = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, SETTINGS, token_budget=1)
     assert one.evaluations == other.evaluations
     torch.testing.assert_close(one.targets_DN, other.targets_DN, rtol=1e-3, atol=1e-4)
+
+
+def test_memory_that_runs_out_costs_time_and_nothing_else(
+    tiny_gpt2: EditableModel, world_facts: list[Fact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, SETTINGS)
+    plain, failures, finished = Injection.logits, list[int](), list[int]()
+
+    def logits(self: Injection, *arguments: Any) -> torch.Tensor:
+        if len(self.rows) > 2 * (len(TEMPLATES) + 1):
+            failures.append(len(self.rows))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Injection, "logits", logits)
+    found = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, SETTINGS, token_budget=10_000, progress=finished.append)
+    assert failures
+    assert sum(finished) == len(world_facts)
+    assert found.evaluations == expected.evaluations
+    torch.testing.assert_close(found.targets_DN, expected.targets_DN, rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr(Injection, "logits", _out_of_memory)
+    with pytest.raises(ResourceError, match="a single row"):
+        optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, SETTINGS)
+
+
+def _out_of_memory(*_: Any) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_facts_that_finished_before_memory_ran_out_are_not_optimised_again(
+    tiny_gpt2: EditableModel, world_facts: list[Fact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SETTINGS.override({"v_num_grad_steps": 20, "v_lr": 1.0, "clamp_norm_factor": 50, "kl_factor": 0})
+    losses = sorted(optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, settings).losses)
+    settings = settings.override({"early_stop_loss": (losses[1] + losses[2]) / 2})
+    expected = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, settings)
+    plain, sizes = Injection.logits, list[int]()
+
+    def logits(self: Injection, *arguments: Any) -> torch.Tensor:
+        sizes.append(len(self.rows))
+        if len(set(sizes)) == 2 and len(sizes) < 25:  # a fact has left, and the others are still at work
+            sizes.append(0)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Injection, "logits", logits)
+    monkeypatch.setattr(optimizer, "_OVERHEAD_TOKENS", {"cpu": 10_000})  # one wave
+    finished: list[int] = []
+    found = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, settings, token_budget=10_000, progress=finished.append)
+    assert 0 in sizes, "memory never ran out"
+    assert sum(finished) == len(world_facts)
+    assert found.evaluations == expected.evaluations
+
+
+def test_autocast_is_near_full_precision_and_recorded(tiny_gpt2: EditableModel, world_facts: list[Fact]) -> None:
+    full = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, SETTINGS)
+    half = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, SETTINGS.override({"v_autocast": "bfloat16"}))
+    assert half.targets_DN.dtype == torch.float32
+    assert not torch.equal(half.targets_DN, full.targets_DN), "nothing was run in half precision"
+    for one, other in zip(full.losses, half.losses, strict=True):
+        assert other == pytest.approx(one, rel=0.1)
+    assert SETTINGS.override({"v_autocast": "bfloat16"}).as_dict()["v_autocast"] == "bfloat16"
+    with pytest.raises(SettingsError, match="v_autocast"):
+        SETTINGS.override({"v_autocast": "int8"})
 
 
 def test_delta_stays_in_its_ball_and_progress_counts_every_fact(tiny_gpt2: EditableModel, world_facts: list[Fact]) -> None:

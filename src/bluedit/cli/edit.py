@@ -14,6 +14,7 @@ from bluedit.cli.options import (
     Force,
     Limit,
     Model,
+    ModuleMap,
     Seed,
     TrustRemoteCode,
     parse_assignments,
@@ -68,6 +69,7 @@ def edit(
     dtype: Dtype = None,
     seed: Seed = 0,
     force: Force = False,
+    module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +107,7 @@ def edit(
     writable_target(out, replace=force, marker=MANIFEST_NAME)
     source = Statistics(read_corpus(corpus), samples) if corpus else None
     with console.bars() as bars:
-        editable = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        editable = load_model(model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code)
         plan = plan_edit(
             editable, (), method=chosen, layers=critical, settings=overrides, corpus=source, templates=contexts, seed=seed
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Dtype, Limit, Model, Seed, TrustRemoteCode
+from bluedit.cli.options import AsJson, Device, Dtype, Limit, Model, ModuleMap, Seed, TrustRemoteCode
 
 __all__ = ["evaluate"]
 
@@ -29,6 +29,7 @@ def evaluate(
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = 0,
+    module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -46,7 +47,7 @@ def evaluate(
 
     loaded = Patch.load(patch) if patch else None
     with console.bars() as bars:
-        editable = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        editable = load_model(model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code)
         tag = protocol(editable, records, dataset=dataset, patch=loaded, seed=seed)
         started = time.monotonic()
         with loaded.applied(editable, check=check) if loaded else nullcontext():

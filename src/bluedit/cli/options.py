@@ -9,7 +9,7 @@ import typer
 
 from bluedit.errors import SettingsError
 
-__all__ = ["AsJson", "Device", "Dtype", "Force", "Limit", "Model", "Seed", "parse_assignments", "read_templates"]
+__all__ = ["AsJson", "Device", "Dtype", "Force", "Limit", "Model", "ModuleMap", "Seed", "parse_assignments", "read_templates"]
 
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="NAME", help="A folder, a hub name, or an embedded model such as gpt2-mini.")
@@ -22,6 +22,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else there.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N records.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+ModuleMap = Annotated[
+    Path | None,
+    typer.Option("--module-map", metavar="FILE", help="Where the model's parts are, for layouts that are not recognised."),
+]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
 
 

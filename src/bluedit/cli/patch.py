@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Force, Model, TrustRemoteCode
+from bluedit.cli.options import AsJson, Device, Force, Model, ModuleMap, TrustRemoteCode
 
 if TYPE_CHECKING:
     from bluedit.patches import Patch
@@ -44,6 +44,7 @@ def apply(
         str | None, typer.Option("--dtype", metavar="TYPE", help="Type of the written weights; the checkpoint's own.")
     ] = None,
     force: Force = False,
+    module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -57,7 +58,9 @@ def apply(
     loaded = Patch.load(patch)
     writable_target(out, replace=force, marker=CHECKPOINT_MARKER)
     with console.bars():
-        editable = load_model(model, device=device, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
+        editable = load_model(
+            model, device=device, dtype=dtype or "auto", module_map=module_map, trust_remote_code=trust_remote_code
+        )
         read_ledger(editable, model)
         loaded.apply(editable, check=check)
         save_checkpoint(editable, out, replace=force)
@@ -77,6 +80,7 @@ def revert(
     ] = None,
     device: Device = None,
     force: Force = False,
+    module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -91,7 +95,7 @@ def revert(
     chosen = Patch.load(patch) if patch else None
     writable_target(out, replace=force, marker=CHECKPOINT_MARKER)
     with console.bars():
-        editable = load_model(model, device=device, dtype="auto", trust_remote_code=trust_remote_code)
+        editable = load_model(model, device=device, dtype="auto", module_map=module_map, trust_remote_code=trust_remote_code)
         read_ledger(editable, model)
         applied = applied_patches(editable)
         if not applied:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Force, TrustRemoteCode
+from bluedit.cli.options import AsJson, Device, Force, ModuleMap, TrustRemoteCode
 
 __all__ = ["run"]
 
@@ -28,6 +28,7 @@ def run(
     seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's seed.")] = None,
     device: Device = None,
     force: Force = False,
+    module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +64,9 @@ def run(
     if force and folder.exists():
         shutil.rmtree(writable_target(folder, replace=True, marker=RECIPE_MARKER))
     with console.bars() as bars:
-        editable = load_model(chosen.model, device=device, dtype=chosen.dtype, trust_remote_code=trust_remote_code)
+        editable = load_model(
+            chosen.model, device=device, dtype=chosen.dtype, module_map=module_map, trust_remote_code=trust_remote_code
+        )
         document = Experiment(chosen, editable, folder).run(bars)
     if as_json:
         console.emit(document)

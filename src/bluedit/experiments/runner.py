@@ -28,7 +28,7 @@ from bluedit.errors import RecipeError
 from bluedit.evaluation import Scores, compare, protocol, score_cases
 from bluedit.experiments.recipes import Recipe, Run
 from bluedit.files import atomic_file, writable_target
-from bluedit.models import EditableModel
+from bluedit.models import MODULE_MAPS, EditableModel
 from bluedit.patches import Patch
 from bluedit.reports.tables import markdown
 from bluedit.sessions import SESSION_MARKER, Session
@@ -89,6 +89,8 @@ class Experiment:
             "recipe": self.recipe.model_dump(mode="json", exclude={"title"}),
             "model_fingerprint": self.fingerprint,
         }
+        if self.model.structure.map not in MODULE_MAPS:
+            claim["module_map"] = self.model.structure.map.model_dump()
         path = self.folder / RECIPE_MARKER
         if path.is_file():
             if _read(path) != claim:

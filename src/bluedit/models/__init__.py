@@ -2,7 +2,8 @@
 
 from bluedit.models.editable import EditableModel
 from bluedit.models.loading import load_model, resolve_model
-from bluedit.models.structure import MODULE_MAPS, ModuleMap, Structure, discover
+from bluedit.models.maps import MODULE_MAPS, ModuleMap, read_module_map
+from bluedit.models.structure import Structure, discover
 from bluedit.models.tokens import Batch, Row, TextEncoder, batches
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "batches",
     "discover",
     "load_model",
+    "read_module_map",
     "resolve_model",
 ]

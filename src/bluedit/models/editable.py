@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import AccurateGELUActivation, NewGELUActivation
 
+from bluedit.errors import ModelError
+from bluedit.models.maps import ModuleMap, read_module_map
 from bluedit.models.structure import Structure, discover
 from bluedit.models.tokens import Batch, Row, TextEncoder, batches
 from bluedit.precision import wide
@@ -27,8 +31,9 @@ from bluedit.precision import wide
 __all__ = ["EditableModel", "Site", "StopForward", "tensor_fingerprint"]
 
 Site = str
-"""A place in a layer: `key` (input of the MLP output projection, F), `mlp` (the MLP's output, D), `attention` (output of the
-attention's output projection, D) or `layer` (the hidden state after the whole layer, D)."""
+"""A place in a layer: `key` (input of the MLP's output projection, F), `mlp` (its output, D), `attention` (output of the
+attention's output projection, D) or `layer` (the hidden state after the whole layer, D). Where a norm, a gate or a scale
+stands between a projection and the residual, `mlp` and `attention` are before it."""
 
 _TOKEN_BUDGET = 8192
 
@@ -49,13 +54,17 @@ class StopForward(Exception):  # noqa: N818 (a signal, not an error)
 class EditableModel:
     """A Hugging Face causal language model, its tokenizer, and what :func:`~bluedit.models.structure.discover` found.
 
-    The model is neither copied nor changed. Wrapping is cheap; two wrappers of one model are interchangeable.
+    The model is neither copied nor changed. Wrapping is cheap; two wrappers of one model are interchangeable. A layout that
+    is not recognised is described by a `module_map`, or a file of one.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, module_map: ModuleMap | str | Path | None = None
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.structure: Structure = discover(model)
+        named = read_module_map(module_map) if isinstance(module_map, (str, Path)) else module_map
+        self.structure: Structure = discover(model, named)
         self.text = TextEncoder(tokenizer)
 
     @classmethod
@@ -76,8 +85,29 @@ class EditableModel:
 
     @property
     def context_length(self) -> int:
-        """The longest row the model takes, in tokens."""
-        return int(getattr(self.model.config, "max_position_embeddings", None) or 2048)
+        """The longest row the model takes, in tokens; 2048 where positions are relative and nothing bounds them."""
+        config = self.model.config.get_text_config()
+        lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length"))
+        return int(next(filter(None, lengths), 2048))
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether tokens can be told their position. A model that does not take any (BLOOM, MPT) places them where it embeds
+        them, or by their distances."""
+        return "position_ids" in inspect.signature(self.model.forward).parameters
+
+    @cached_property
+    def caches_keys(self) -> bool:
+        """Whether keys and values, one entry a layer, are all that the model remembers of earlier tokens.
+
+        Recurrent layers remember a state, and some layers take their keys and values from others. Cost: a pass over one token.
+        """
+        if getattr(self.model, "_is_stateful", False):
+            return False
+        cache, token = DynamicCache(), torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        with torch.no_grad(), self.frozen():
+            self.model(input_ids=token, past_key_values=cache, use_cache=True)
+        return len(cache.layers) == self.structure.depth
 
     def layer(self, layer: int) -> nn.Module:
         return self.model.get_submodule(self.structure.layer_path(layer))
@@ -102,29 +132,49 @@ class EditableModel:
 
     @contextlib.contextmanager
     def hooked(self, layer: int, site: Site, function: Callable[[Tensor], Tensor | None]) -> Generator[None]:
-        """Call `function` with the tensor at a site in every forward pass; what it returns, if anything, replaces it."""
-        if site == "key":
+        """Call `function` with the tensor at a site, (B, T, F) or (B, T, D), in every forward pass; what it returns, if
+        anything, replaces it.
 
-            def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-                replaced = function(inputs[0])
-                return None if replaced is None else (replaced, *inputs[1:])
-
-            handle = self.projection(layer).register_forward_pre_hook(before)
-        else:
-
-            def after(_: nn.Module, __: Any, output: Any) -> Any:
-                hidden = output[0] if isinstance(output, tuple) else output
-                replaced = function(hidden)
-                if replaced is None:
-                    return None
-                return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
-
-            paths = {"mlp": self.structure.map.mlp, "attention": self.structure.map.attention_projection, "layer": ""}
-            handle = self.layer(layer).get_submodule(paths[site]).register_forward_hook(after)
+        **Raises** :class:`~bluedit.errors.ModelError` for a layer that has no such site.
+        """
+        block = self.layer(layer)
+        path = {"layer": "", "attention": self.structure.map.attention_projection}.get(site, self.structure.map.projection)
         try:
+            module = block.get_submodule(path)
+        except AttributeError as error:
+            raise ModelError(f"layer {layer} has no {path}, and so no {site} to look at; choose another layer") from error
+        shape: list[int] = []
+
+        def enter(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            shape[:] = next(iter((*inputs, *named.values()))).shape[:2]
+
+        def call(hidden: Tensor) -> Tensor | None:
+            if hidden.ndim == 3:
+                return function(hidden)
+            if hidden.ndim != 2 or site == "layer":
+                raise ModelError(
+                    f"layer {layer} hands on a hidden state of shape {tuple(hidden.shape)}, not one vector a token"
+                )
+            # Some layers (OPT's) hand the tokens of all rows to their MLP as if they were one row.
+            replaced = function(hidden.unflatten(0, shape))
+            return None if replaced is None else replaced.flatten(0, 1)
+
+        def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            replaced = call(inputs[0])
+            return None if replaced is None else (replaced, *inputs[1:])
+
+        def after(_: nn.Module, __: Any, output: Any) -> Any:
+            replaced = call(output[0] if isinstance(output, (tuple, list)) else output)
+            if replaced is None:
+                return None
+            return (replaced, *output[1:]) if isinstance(output, (tuple, list)) else replaced
+
+        with contextlib.ExitStack() as stack:
+            if site != "layer":
+                stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            hook = module.register_forward_pre_hook(before) if site == "key" else module.register_forward_hook(after)
+            stack.callback(hook.remove)
             yield
-        finally:
-            handle.remove()
 
     @contextlib.contextmanager
     def head_at(self, rows: Tensor, positions: Tensor) -> Generator[None]:
@@ -261,4 +311,5 @@ class EditableModel:
         prefix = f"{self.structure.map.layers}."
         if name.startswith(prefix):
             return int(name[len(prefix) :].split(".", 1)[0]) <= through
-        return not name.startswith(f"{self.structure.map.norm}.")
+        norm = self.structure.map.norm
+        return not norm or not name.startswith(f"{norm}.")

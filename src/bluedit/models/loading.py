@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from bluedit.errors import ModelError, SettingsError, did_you_mean
 from bluedit.models.editable import EditableModel
+from bluedit.models.maps import ModuleMap, read_module_map
 from bluedit.zoo import EMBEDDED
 
 __all__ = ["DTYPES", "load_model", "resolve_model"]
@@ -72,6 +73,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    module_map: ModuleMap | str | Path | None = None,
     trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> EditableModel:
@@ -83,6 +85,7 @@ def load_model(
     - `device`: where the model goes; a GPU when there is one.
     - `dtype`: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own. Left out: float32 on a CPU, `auto` on
       a GPU.
+    - `module_map`: where the parts of the model are, or a file that says so; for layouts that are not recognised.
     - `trust_remote_code`: run code that comes with the checkpoint. Off unless you say so.
     - `kwargs`: passed to `AutoModelForCausalLM.from_pretrained`.
 
@@ -91,6 +94,8 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = resolve_model(str(name))
+    if isinstance(module_map, (str, Path)):
+        module_map = read_module_map(module_map)
     try:
         target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     except RuntimeError as error:
@@ -117,7 +122,7 @@ def load_model(
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ModelError(f"{name} holds no tokenizer; save it beside the model with tokenizer.save_pretrained")
     try:
-        return EditableModel(model.to(target).eval(), tokenizer)
+        return EditableModel(model.to(target).eval(), tokenizer, module_map=module_map)
     except RuntimeError as error:  # a device of that number, or a backend, that is not there
         raise SettingsError(f"the model cannot be put on device {str(target)!r}: {_first_line(error)}") from error
 

@@ -7,6 +7,8 @@ it (a decoder does not look right) nor in the layers up to l. Value optimisation
 the output of layer l from there on. Afterwards the model is run with those keys and values as its cache, on the
 remaining tokens alone, with the layers up to l replaced by the stored output. Only public parts of a transformers
 model are used (its cache, its attention mask, its position ids), so whatever an architecture does with positions stays its own.
+Where that cannot be (a layer remembers more than keys and values, or takes them from another layer; tokens cannot be told
+their position), whole rows are run through all layers, and the stored output takes the place of the layer's own.
 
 Shapes: B rows, P longest prefix, S longest suffix, D d_model, V vocabulary.
 """
@@ -22,7 +24,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from bluedit.models.budget import TokenBudget, in_batches, plain_budget
 from bluedit.models.editable import EditableModel, Site
+from bluedit.models.shared import SharedBeginnings
 from bluedit.models.tokens import Batch, Row
 from bluedit.precision import wide
 
@@ -34,73 +38,101 @@ class SuffixBatch:
 
     **Attributes**
 
-    - `states_BSD`: output of the layer from the subject's last token on; its first column is that token. Empty for -1.
+    - `states_BSD`: output of the layer from the subject's last token on. Empty for -1.
+    - `first_B`: the column of that token: 0, unless whole rows are run.
     """
 
-    def __init__(self, model: EditableModel, rows: Sequence[Row], layer: int) -> None:
+    def __init__(self, model: EditableModel, rows: Sequence[Row], layer: int, budget: TokenBudget | None = None) -> None:
         self._model = model
         self._layer = layer
         self.rows = tuple(rows)
-        prefix = max(row.subject for row in rows)
-        suffix = max(len(row.ids) - row.subject for row in rows)
-        batch = Batch.of(self.rows, model.device)
-        states_BTD, cached = self._plain_pass(batch)
-        device = states_BTD.device
-        subjects_B = torch.tensor([row.subject for row in rows], device=device)
-        lengths_B = torch.tensor([len(row.ids) for row in rows], device=device)
+        budget = plain_budget(model) if budget is None else budget
+        subjects_B = torch.tensor([row.subject for row in rows])
+        lengths_B = torch.tensor([len(row.ids) for row in rows])
+        longest = int(lengths_B.max())
+        self._cutting = model.caches_keys and (model.takes_positions or (layer >= 0 and longest <= model.context_length))
+        starts_B = subjects_B if self._cutting else torch.zeros_like(subjects_B)
+        prefix, suffix = int(starts_B.max()), int((lengths_B - starts_B).max())
         # Prefixes are moved next to their suffixes, so that distances between tokens stay what they were.
-        prefix_BP = subjects_B[:, None] - prefix + torch.arange(prefix, device=device)
-        suffix_BS = subjects_B[:, None] + torch.arange(suffix, device=device)
-        self._mask = torch.cat([prefix_BP >= 0, suffix_BS < lengths_B[:, None]], 1).long()
-        last = int(lengths_B.max()) - 1
-        self._positions = suffix_BS.clamp_max(last)
-        self.states_BSD = _gather(states_BTD, self._positions) if layer >= 0 else states_BTD
+        prefix_BP = starts_B[:, None] - prefix + torch.arange(prefix)
+        suffix_BS = starts_B[:, None] + torch.arange(suffix)
+        mask = torch.cat([prefix_BP >= 0, suffix_BS < lengths_B[:, None]], 1).long()
+        positions = suffix_BS.clamp_max(longest - 1)
+        states_BSD, self._cached = self._plain_pass(prefix_BP, positions, starts_B, budget)
+        self.states_BSD, device = states_BSD, states_BSD.device
+        self._mask, self._positions = mask.to(device), positions.to(device)
+        self.first_B = (subjects_B - starts_B).to(device)
+        self._ids = torch.zeros_like(self._positions, device=model.device)
         # What is embedded does not matter where the layers that would read it are cut out.
-        self._ids = _gather(batch.ids, self._positions) if layer < 0 else torch.zeros_like(self._positions, device=model.device)
-        self._cached = [
-            (layer, *(_gather(part.transpose(1, 2), prefix_BP.clamp_min(0)).transpose(1, 2) for part in pair))
-            for layer, *pair in cached
-        ]
+        if layer < 0 or not self._cutting:
+            self._ids = _gather(Batch.of(self.rows, model.device).ids, self._positions)
 
     @torch.no_grad()
-    def _plain_pass(self, batch: Batch) -> tuple[Tensor, list[tuple[int, Tensor, Tensor]]]:
+    def _plain_pass(
+        self, prefix_BP: Tensor, positions_BS: Tensor, starts_B: Tensor, budget: TokenBudget
+    ) -> tuple[Tensor, list[tuple[int, Tensor, Tensor]]]:
+        """The layer's output at the suffixes' positions, and the keys and values of the prefixes at the layers above it."""
         model, layer = self._model, self._layer
-        seen: list[Tensor] = []
-        cache = DynamicCache()
-        nowhere = torch.zeros(0, dtype=torch.long, device=model.device)
+        shared = SharedBeginnings(model, [row.ids for row in self.rows], starts_B.tolist(), budget)
+        above = range(layer + 1, model.structure.depth) if self._cutting else ()
         # What a layer returns (a tensor, or a tuple that starts with it) differs between architectures.
         forms: list[bool] = []
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(model.head_at(nowhere, nowhere))
-            if layer >= 0:
-                stack.enter_context(model.hooked(layer, "layer", seen.append))
-                stack.enter_context(
-                    model.layer(layer).register_forward_hook(lambda _, __, output: forms.append(isinstance(output, tuple)))
-                )
-            model.model(input_ids=batch.ids, attention_mask=batch.mask, past_key_values=cache, use_cache=True)
+
+        def run(chosen: list[int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+            remainders, seen = shared.remainders(chosen), list[Tensor]()
+            cache = remainders.cache if remainders.cache is not None or not self._cutting else DynamicCache()
+            nowhere = torch.zeros(0, dtype=torch.long, device=model.device)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(model.head_at(nowhere, nowhere))
+                if layer >= 0:
+                    stack.enter_context(model.hooked(layer, "layer", seen.append))
+                    keep_form = model.layer(layer).register_forward_hook(
+                        lambda _, __, out: forms.append(isinstance(out, tuple))
+                    )
+                    stack.callback(keep_form.remove)
+                remainders.run(model, cache)
+            before_B1 = remainders.lengths_B.cpu()[:, None]
+            columns_BP = (prefix_BP[chosen] - before_B1 + remainders.shared).clamp_min(0)
+            columns_BS = (positions_BS[chosen] - before_B1).clamp_max(remainders.ids.shape[1] - 1)
+            states_BSD = (
+                _gather(seen[0], columns_BS)
+                if seen
+                else torch.zeros(len(chosen), 0, model.structure.d_model, device=model.device)
+            )
+            kept = [] if cache is None else cache.layers
+            return states_BSD, [
+                (_gather_cached(kept[index].keys, columns_BP), _gather_cached(kept[index].values, columns_BP))  # type: ignore[arg-type]
+                for index in above
+            ]
+
+        rests = [len(row.ids) - length for row, length in zip(self.rows, shared.lengths, strict=True)]
+        parts = [part for _, part in in_batches(rests, budget, run, order=range(len(rests)))]
         self._as_tuple = bool(forms and forms[0])
-        above = range(layer + 1, model.structure.depth)
-        nothing = torch.zeros(len(self.rows), 0, model.structure.d_model, device=model.device)
-        return seen[0] if seen else nothing, [(index, cache.layers[index].keys, cache.layers[index].values) for index in above]  # type: ignore[misc]
+        return torch.cat([states for states, _ in parts]), [
+            (index, *(torch.cat([cached[place][side] for _, cached in parts]) for side in (0, 1)))  # type: ignore[misc]
+            for place, index in enumerate(above)
+        ]
 
     def select(self, keep: Tensor) -> None:
         """Go on with these rows only, in this order."""
         self.rows = tuple(self.rows[index] for index in keep.tolist())
         self._mask, self._positions, self.states_BSD = self._mask[keep], self._positions[keep], self.states_BSD[keep]
+        self.first_B = self.first_B[keep]
         self._ids = self._ids[keep.to(self._ids.device)]
         self._cached = [
             (layer, keys[keep.to(keys.device)], values[keep.to(values.device)]) for layer, keys, values in self._cached
         ]
 
     def logits(self, states_BSD: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        """Logits (n, V) at n pairs of row and position within the suffix, with `states_BSD` as output of the layer."""
+        """Logits (n, V) at n pairs of row and position from the subject on, with `states_BSD` as output of the layer."""
+        positions = positions + self.first_B[rows]
         with self._cut(lambda: states_BSD), self._model.head_at(rows, positions):
             output = self._model.model(
                 input_ids=self._ids,
                 attention_mask=self._mask,
                 position_ids=self._positions,
-                past_key_values=self._cache(),
-                use_cache=True,
+                past_key_values=self._cache() if self._cutting else None,
+                use_cache=self._cutting,
             )
         return output.logits.squeeze(0)
 
@@ -119,7 +151,15 @@ class SuffixBatch:
 
     @contextlib.contextmanager
     def _cut(self, states: Callable[[], Tensor]) -> Generator[None]:
-        """Inside, the layers up to this batch's own are stand-ins that hand its states on."""
+        """Inside, the layers up to this batch's own are stand-ins that hand its states on; in whole rows, their last one's
+        output is replaced."""
+        if not self._cutting:
+            given = (
+                self._model.hooked(self._layer, "layer", lambda _: states()) if self._layer >= 0 else contextlib.nullcontext()
+            )
+            with given:
+                yield
+            return
         layers = self._model.model.get_submodule(self._model.structure.map.layers)
         assert isinstance(layers, nn.ModuleList)
         originals = [layers[index] for index in range(self._layer + 1)]
@@ -151,18 +191,20 @@ class Injection:
     def initial(self, chosen: Sequence[int]) -> Tensor:
         """What stands at the sites before anything is added, (sites, chosen, D), for some of the rows."""
         if self._above:
-            return wide(self._suffixes.states_BSD[list(chosen), 0])[None]
+            return wide(self._suffixes.states_BSD[list(chosen), self._suffixes.first_B[list(chosen)]])[None]
         rows = [self.rows[index] for index in chosen]
         return torch.stack([self._model.subject_states(rows, self._layer, site) for site in self._sites])
 
     def logits(self, added_VBD: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         """Logits (n, V) at n pairs of row and position from the subject on, with `added_VBD[v]` added at site v."""
-        states_BSD = self._suffixes.states_BSD
+        states_BSD, first_B = self._suffixes.states_BSD, self._suffixes.first_B
         if self._above:
-            return self._suffixes.logits(_plus_first(states_BSD, added_VBD[0]), rows, positions)
+            return self._suffixes.logits(_plus_at(states_BSD, first_B, added_VBD[0]), rows, positions)
         with contextlib.ExitStack() as stack:
             for site, added_BD in zip(self._sites, added_VBD, strict=True):
-                stack.enter_context(self._model.hooked(self._layer, site, partial(_plus_first, added_BD=added_BD)))
+                stack.enter_context(
+                    self._model.hooked(self._layer, site, partial(_plus_at, first_B=first_B, added_BD=added_BD))
+                )
             return self._suffixes.logits(states_BSD, rows, positions)
 
     def select(self, keep: Tensor) -> None:
@@ -170,10 +212,10 @@ class Injection:
         self._suffixes.select(keep)
 
 
-def _plus_first(states_BSD: Tensor, added_BD: Tensor) -> Tensor:
-    """The states with something added at the first token, in `added`'s precision, rounded once."""
-    first_BD = (wide(states_BSD[:, 0]) + added_BD).to(states_BSD.dtype)
-    return torch.cat([first_BD[:, None], states_BSD[:, 1:]], 1)
+def _plus_at(states_BSD: Tensor, first_B: Tensor, added_BD: Tensor) -> Tensor:
+    """The states with something added at one token of each row, in `added`'s precision, rounded once."""
+    places = torch.arange(len(first_B), device=first_B.device), first_B
+    return states_BSD.index_put(places, (wide(states_BSD[places]) + added_BD).to(states_BSD.dtype))
 
 
 class _StandIn(nn.Module):
@@ -201,3 +243,8 @@ def _gather(tensor_BTX: Tensor, positions_BK: Tensor) -> Tensor:
     """tensor[b, positions[b, k]] for every row b."""
     rows = torch.arange(tensor_BTX.shape[0], device=tensor_BTX.device)[:, None]
     return tensor_BTX[rows, positions_BK.to(tensor_BTX.device)]
+
+
+def _gather_cached(part_BHTK: Tensor, columns_BP: Tensor) -> Tensor:
+    """Keys or values of chosen columns, (B, H, P, K)."""
+    return _gather(part_BHTK.transpose(1, 2), columns_BP).transpose(1, 2)

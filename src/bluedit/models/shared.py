@@ -13,7 +13,6 @@ Shapes: B rows, P longest common beginning, T longest remainder, H heads, K thei
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -93,24 +92,30 @@ class Remainders:
     - `ids`, `positions`: (B, T), padded on the right.
     - `mask`: (B, P + T), 1 where a token is real.
     - `lengths_B`: how many tokens of each row are in the cache; they end at column P.
-    - `cache`: keys and values of the beginnings, (B, H, P, K) a layer.
+    - `cache`: keys and values of the beginnings, (B, H, P, K) a layer; None where P = 0.
     """
 
     ids: Tensor
     positions: Tensor
     mask: Tensor
     lengths_B: Tensor
-    cache: DynamicCache
+    cache: DynamicCache | None
 
-    def run(self, model: EditableModel) -> Tensor:
-        """One forward pass; the logits, (B, T, V) unless :meth:`EditableModel.head_at` narrows them. Fills the cache."""
-        return model.model(
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits
+    @property
+    def shared(self) -> int:
+        """P."""
+        return self.mask.shape[1] - self.ids.shape[1]
+
+    def run(self, model: EditableModel, cache: DynamicCache | None = None) -> Tensor:
+        """One forward pass; the logits, (B, T, V) unless :meth:`EditableModel.head_at` narrows them.
+
+        Adds keys and values of the remaining tokens to the cache; where rows share nothing, to `cache`, if there is one.
+        """
+        if self.cache is None:
+            kept = {"past_key_values": cache, "use_cache": cache is not None}
+        else:
+            kept = {"past_key_values": self.cache, "use_cache": True, "position_ids": self.positions}
+        return model.model(input_ids=self.ids, attention_mask=self.mask, **kept).logits
 
 
 class SharedBeginnings:
@@ -131,7 +136,7 @@ class SharedBeginnings:
     ) -> None:
         self._model = model
         self._rows = tuple(rows)
-        self.lengths = common_beginnings(rows, limits) if _goes_on(model) else [0] * len(rows)
+        self.lengths = common_beginnings(rows, limits) if model.takes_positions and model.caches_keys else [0] * len(rows)
         distinct = {row[:length]: 0 for row, length in zip(rows, self.lengths, strict=True) if length}
         self._layers: list[tuple[Tensor, Tensor]] = []
         if distinct:
@@ -179,8 +184,8 @@ class SharedBeginnings:
         # Columns before a shorter beginning are masked; what stands there does not matter.
         tokens_BP = (torch.arange(shared) - shared + lengths_B[:, None]).clamp_min(0)
         tokens_BP += torch.tensor([self._offsets[index] for index in chosen])[:, None]
-        cache = DynamicCache()
-        if shared:
+        cache = DynamicCache() if shared else None
+        if cache is not None:
             for layer, pair in enumerate(self._layers):
                 keys, values = (part[tokens_BP.to(part.device)].transpose(1, 2) for part in pair)
                 cache.update(keys, values, layer)
@@ -190,10 +195,3 @@ class SharedBeginnings:
 def _flat(part_BHTK: Tensor, real_BT: Tensor) -> Tensor:
     """Keys or values of all real tokens, (tokens, H, K)."""
     return part_BHTK.transpose(1, 2)[real_BT.to(part_BHTK.device)]
-
-
-def _goes_on(model: EditableModel) -> bool:
-    """Whether tokens can be told their positions, and all that a model remembers of earlier ones are keys and values."""
-    return "position_ids" in inspect.signature(model.model.forward).parameters and not getattr(
-        model.model, "_is_stateful", False
-    )

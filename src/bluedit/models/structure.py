@@ -1,63 +1,27 @@
 """Where the parts of a decoder are: found from the modules a checkpoint has, never from its name.
 
-*Concept.* Locate-then-edit needs a handful of places in a model: the list of decoder layers, in each layer the MLP
-and its output projection (the matrix that is edited) and the attention's output projection, and after the layers
-the final norm and the head.
+*Concept.* Locate-then-edit needs a handful of places in a model: the list of decoder layers, in each layer the MLP's
+output projection (the matrix that is edited) and the attention's, and after the layers the final norm and the head.
 
-*Mechanism.* A :class:`ModuleMap` names these places by dotted path. The known maps are data, tried in order: the
-first whose paths all exist, with an output projection of a type whose orientation is known, describes the model.
+*Mechanism.* A :class:`~bluedit.models.maps.ModuleMap` names these places by dotted path. One that the user wrote is
+taken at its word. Otherwise the known maps are tried in order, and the first whose paths all exist describes the model;
+where none does, the map is worked out from the shapes of the matrices (:mod:`bluedit.models.inference`).
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from bluedit.errors import ModelError
+from bluedit.models.inference import infer_map
+from bluedit.models.maps import MODULE_MAPS, ModuleMap
+from bluedit.models.matrices import Orientation, orientation, size
 
-__all__ = ["MODULE_MAPS", "ModuleMap", "Structure", "discover"]
-
-Orientation = Literal["out_in", "in_out"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModuleMap:
-    """Dotted paths of a decoder's parts; `mlp`, `projection` and `attention_projection` are relative to a layer."""
-
-    layers: str
-    mlp: str
-    projection: str
-    attention_projection: str
-    norm: str
-
-
-# fmt: off
-MODULE_MAPS: tuple[ModuleMap, ...] = (
-    # GPT-2 and its many descendants.
-    ModuleMap(
-        layers="transformer.h", mlp="mlp", projection="mlp.c_proj", attention_projection="attn.c_proj",
-        norm="transformer.ln_f",
-    ),
-    # GPT-J: a parallel block with its own names.
-    ModuleMap(
-        layers="transformer.h", mlp="mlp", projection="mlp.fc_out", attention_projection="attn.out_proj",
-        norm="transformer.ln_f",
-    ),
-    # Llama, Mistral, Qwen, Gemma, OLMo, Granite, ...: gated MLPs with a down projection.
-    ModuleMap(
-        layers="model.layers", mlp="mlp", projection="mlp.down_proj", attention_projection="self_attn.o_proj",
-        norm="model.norm",
-    ),
-    # GPT-NeoX and Pythia.
-    ModuleMap(
-        layers="gpt_neox.layers", mlp="mlp", projection="mlp.dense_4h_to_h", attention_projection="attention.dense",
-        norm="gpt_neox.final_layer_norm",
-    ),
-)
-# fmt: on
+__all__ = ["Structure", "discover"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +29,9 @@ class Structure:
     """What :func:`discover` found in one model.
 
     - `map`: the module map that fits.
-    - `orientation`: how the output projection stores W (d_model x d_ff): `out_in` as it is (`nn.Linear`), `in_out`
-      transposed (GPT-2's `Conv1D`). Declared by the module's type, since square matrices exist.
+    - `orientation`: how the output projections store W (d_model x d_ff).
     - `depth`, `d_model`, `d_ff`: number of layers, width of the hidden state, width of the key.
+    - `dense`: the layers whose MLP has one output projection, in order; the others are mixtures of experts.
     """
 
     map: ModuleMap
@@ -75,6 +39,7 @@ class Structure:
     depth: int
     d_model: int
     d_ff: int
+    dense: tuple[int, ...]
 
     def layer_path(self, layer: int) -> str:
         return f"{self.map.layers}.{layer}"
@@ -88,60 +53,100 @@ class Structure:
         return weight if self.orientation == "out_in" else weight.T
 
 
-def discover(model: nn.Module) -> Structure:
-    """Find a decoder's parts.
+def discover(model: nn.Module, module_map: ModuleMap | None = None) -> Structure:
+    """Find a decoder's parts, or check those that `module_map` names.
 
-    **Raises** :class:`~bluedit.errors.ModelError` for encoder-decoders, encoders, mixtures of experts and models whose
-    layers look like nothing known, saying which.
+    **Raises** :class:`~bluedit.errors.ModelError` for encoder-decoders, encoders, mixtures of experts in every layer, maps
+    that do not fit, and models whose layers look like nothing known, saying which.
     """
     config = getattr(model, "config", None)
     name = type(model).__name__
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder; bluedit edits decoder-only language models")
-    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None:
         raise ModelError(f"{name} has no language-model head; load a causal language model (AutoModelForCausalLM)")
+    if not getattr(model, "can_generate", lambda: True)():
+        raise ModelError(f"{name} does not generate text; load a causal language model (AutoModelForCausalLM)")
+    if module_map is not None:
+        _check_paths(model, module_map)
+        return _describe(model, module_map)
     for candidate in MODULE_MAPS:
-        layers = _get(model, candidate.layers)
-        if isinstance(layers, nn.ModuleList) and len(layers) and _get(model, candidate.norm) is not None:
-            projections = [_get(layer, candidate.projection) for layer in layers]
-            if all(projection is not None for projection in projections):
-                return _describe(candidate, projections, name)
-    experts = [path for path, _ in model.named_modules() if path.rsplit(".", 1)[-1] == "experts"]
+        if _fits(model, candidate):
+            return _describe(model, candidate)
+    experts = [path for path, _ in model.named_modules() if _is_experts(path)]
     if experts:
         raise ModelError(f"{name} is a mixture of experts ({experts[0]}); its MLP is no single matrix that could be edited")
-    raise ModelError(
-        f"no decoder layers with an MLP output projection found in {name}; known layouts: "
-        + ", ".join(f"{known.layers}.*.{known.projection}" for known in MODULE_MAPS)
+    # Architectures that can be either say so in their configuration.
+    if getattr(config, "is_decoder", True) is False:
+        raise ModelError(f"{name} is an encoder, which sees what follows a token; bluedit edits decoder-only language models")
+    inferred = infer_map(model, head.weight.shape[-1])
+    if inferred is None:
+        raise ModelError(
+            f"no decoder layers with one MLP output projection each found in {name}: its layout is not known, and does not "
+            "follow from its matrices without doubt; name its parts in a module map (--module-map FILE; see docs/models.md)"
+        )
+    return _describe(model, inferred)
+
+
+def _fits(model: nn.Module, module_map: ModuleMap) -> bool:
+    """Whether all paths exist. A layer may have experts in place of the projection, and another kind of attention."""
+    layers = _get(model, module_map.layers)
+    return (
+        isinstance(layers, nn.ModuleList)
+        and (not module_map.norm or _get(model, module_map.norm) is not None)
+        and any(_get(layer, module_map.projection) is not None for layer in layers)
+        and any(_get(layer, module_map.attention_projection) is not None for layer in layers)
+        and all(_get(layer, module_map.projection) is not None or _has_experts(layer) for layer in layers)
     )
 
 
-def _describe(module_map: ModuleMap, projections: list[nn.Module | None], name: str) -> Structure:
-    orientations: set[Orientation | None] = {_orientation(projection) for projection in projections}
-    weights = [getattr(projection, "weight", None) for projection in projections]  # quantised layers may have none
-    shapes = {tuple(weight.shape) for weight in weights if isinstance(weight, Tensor)}
-    if len(orientations) != 1 or None in orientations or len(shapes) != 1:
-        kinds = ", ".join(sorted({type(projection).__name__ for projection in projections}))
+def _check_paths(model: nn.Module, module_map: ModuleMap) -> None:
+    """Raises :class:`~bluedit.errors.ModelError` for the first path of a map that leads nowhere, naming the nearest one."""
+    lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if module_map.layers not in lists:
+        raise ModelError(_nowhere("layers", module_map.layers, "is no list of layers in the model", lists))
+    layers = model.get_submodule(module_map.layers)
+    modules = [path for path, _ in model.named_modules() if path and not path.startswith(f"{module_map.layers}.")]
+    if module_map.norm and module_map.norm not in modules:
+        raise ModelError(_nowhere("norm", module_map.norm, "is not in the model", modules))
+    for key, needed in (("projection", all), ("attention_projection", any)):
+        path = getattr(module_map, key)
+        if not needed(_get(layer, path) is not None or (needed is all and _has_experts(layer)) for layer in layers.children()):
+            matrices = [place for layer in layers.children() for place, module in layer.named_modules() if size(module)]
+            raise ModelError(_nowhere(key, path, f"is not in {'every' if needed is all else 'any'} layer", matrices))
+
+
+def _nowhere(key: str, path: str, problem: str, there: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(path, list(there), n=1, cutoff=0)
+    return f"the module map's {key} {path!r} {problem}" + (f"; the nearest that is there: {nearest[0]!r}" if nearest else "")
+
+
+def _describe(model: nn.Module, module_map: ModuleMap) -> Structure:
+    layers = list(model.get_submodule(module_map.layers).children())
+    projections = {
+        index: projection
+        for index, layer in enumerate(layers)
+        if (projection := _get(layer, module_map.projection)) is not None
+    }
+    orientations: set[Orientation | None] = {orientation(projection) for projection in projections.values()}
+    sizes = {size(projection) for projection in projections.values()}
+    stored, shape = orientations.pop(), sizes.pop()
+    if orientations or sizes or stored is None or shape is None:
+        kinds = ", ".join(sorted({type(projection).__name__ for projection in projections.values()}))
         raise ModelError(
-            f"the MLP output projections of {name} ({module_map.projection}: {kinds}) are not all plain matrices of one "
-            "shape; quantised or mixed layers cannot be edited: load the model in float32, bfloat16 or float16"
+            f"the MLP output projections of {type(model).__name__} ({module_map.projection}: {kinds}) are not all plain "
+            "matrices of one shape; quantised or mixed layers cannot be edited: load the model in float32, bfloat16 or float16"
         )
-    orientation = orientations.pop()
-    assert orientation is not None
-    rows, columns = shapes.pop()
-    d_model, d_ff = (rows, columns) if orientation == "out_in" else (columns, rows)
-    return Structure(module_map, orientation, len(projections), d_model, d_ff)
+    return Structure(module_map, stored, len(layers), *shape, tuple(projections))
 
 
-def _orientation(module: nn.Module | None) -> Orientation | None:
-    from transformers.pytorch_utils import Conv1D
+def _is_experts(path: str) -> bool:
+    return path.rpartition(".")[2] == "experts"
 
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        return None
-    # A subclass may store something else under the same name (quantised layers do): only the plain types count.
-    if type(module) is Conv1D:
-        return "in_out"
-    return "out_in" if type(module) is nn.Linear else None
+
+def _has_experts(layer: nn.Module) -> bool:
+    return any(_is_experts(path) for path, _ in layer.named_modules())
 
 
 def _get(module: nn.Module, path: str) -> nn.Module | None:

@@ -25,7 +25,7 @@ from bluedit.facts import Fact
 from bluedit.files import atomic_file, atomic_folder, writable_target
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
-from bluedit.models.structure import discover
+from bluedit.models.matrices import oriented
 from bluedit.patches.changes import Change, LowRank, Masked, read_change, total
 
 __all__ = ["Manifest", "Patch", "WeightRecord", "applied_patches", "merge"]
@@ -156,14 +156,11 @@ class Patch:
     def _check_fit(self, network: PreTrainedModel, *, check: bool) -> None:
         if not self.changes:
             return
-        structure = discover(network)
         parameters = dict(network.named_parameters())
         for name, change in self.changes.items():
             if name not in parameters:
                 raise PatchError(f"the model has no weight {name!r}; this patch was made for {self.manifest.model}")
-            shape = tuple(parameters[name].shape)
-            if structure.orientation == "in_out":
-                shape = shape[::-1]
+            shape = tuple(oriented(network, name, parameters[name]).shape)
             if shape != change.shape:
                 size = " x ".join(map(str, shape))
                 raise PatchError(f"{name} is {size} in this model; the patch was made for {self.manifest.model}")
@@ -301,11 +298,10 @@ class _Ledger:
         """Copies of weights as they would be without some of the patches."""
         taken = set(map(id, patches))
         weights = {name: self.originals.get(name, self.network.get_parameter(name).detach()).clone() for name in names}
-        oriented = discover(self.network).oriented
         with torch.no_grad():
             for patch in (one for one in self.patches if id(one) not in taken):
                 for name in patch.changes.keys() & weights.keys():
-                    patch.changes[name].add_to(oriented(weights[name]))
+                    patch.changes[name].add_to(oriented(self.network, name, weights[name]))
         return weights
 
     def _snapshot(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -317,7 +313,7 @@ class _Ledger:
                 self.network.get_parameter(name).copy_(tensor)
 
     def _add(self, patch: Patch, name: str) -> None:
-        patch.changes[name].add_to(discover(self.network).oriented(self.network.get_parameter(name)))
+        patch.changes[name].add_to(oriented(self.network, name, self.network.get_parameter(name)))
 
 
 def _history(name: str, patches: Sequence[Patch]) -> list[int]:
@@ -378,14 +374,13 @@ def restore_ledger(model: EditableModel | PreTrainedModel, patches: Sequence[Pat
     changed = {name for patch in patches for name in patch.changes}
     if set(originals) != changed or not changed <= parameters.keys():
         raise PatchError("the record of applied patches does not name this model's weights; it belongs to another checkpoint")
-    oriented = discover(network).oriented
     for name, original in originals.items():
         if original.shape != parameters[name].shape:
             raise PatchError(f"{name} has another shape in the record than in the model; the record is damaged")
         rebuilt = original.to(parameters[name], copy=True)
         for patch in patches:
             if name in patch.changes:
-                patch.changes[name].add_to(oriented(rebuilt))
+                patch.changes[name].add_to(oriented(network, name, rebuilt))
         # Products are rounded differently from machine to machine: alike is enough here, the originals are exact.
         error = (rebuilt.float() - parameters[name].float()).norm() / parameters[name].float().norm()
         if not error <= _REBUILT_TOLERANCE:  # NaN is no agreement

@@ -23,6 +23,7 @@ T target tokens over all rows, V vocabulary where logits are meant and vectors o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
@@ -34,6 +35,7 @@ from bluedit.errors import FactError, NumericsError
 from bluedit.facts import Fact
 from bluedit.methods import HIDDEN_STATE, Objective, Settings
 from bluedit.models import EditableModel, Row
+from bluedit.models.budget import TokenBudget, gradient_budget
 from bluedit.models.prefix import Injection
 from bluedit.precision import wide
 from bluedit.values.objectives import mean_by_row, readings, weight_decay
@@ -42,7 +44,6 @@ __all__ = ["Values", "optimise_values"]
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
-_TOKEN_BUDGET = 8192
 _OVERHEAD_TOKENS = {"cpu": 64}
 _GPU_OVERHEAD_TOKENS = 1024
 """What a pass costs whatever its size, in tokens that could be run in the same time. A CPU's matrix products are nearly as
@@ -81,7 +82,7 @@ def optimise_values(
     settings: Settings,
     objective: Objective = HIDDEN_STATE,
     *,
-    token_budget: int = _TOKEN_BUDGET,
+    token_budget: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Values:
     """Optimise the value of every fact at `layer`.
@@ -89,13 +90,15 @@ def optimise_values(
     **Arguments**
 
     - `templates`: context templates, the bare prompt first; they make the rewriting prompts.
-    - `token_budget`: padded tokens of a wave's rows, at most (a single fact may exceed it).
+    - `token_budget`: padded tokens that are run again at every evaluation, at most (a single fact may exceed it); found from
+      the memory there is when left out. When memory runs out all the same, it is halved: facts that have finished stay so.
     - `progress`: called with the number of facts that have just finished.
 
     **Returns** :class:`Values`.
 
     **Raises** :class:`~bluedit.errors.FactError` when a prompt is longer than the model's context,
-    :class:`~bluedit.errors.NumericsError` naming the fact whose loss is not finite.
+    :class:`~bluedit.errors.NumericsError` naming the fact whose loss is not finite,
+    :class:`~bluedit.errors.ResourceError` when memory does not suffice for a single fact.
 
     **Cost** per fact: one forward pass over its prompts; then per evaluation a forward and a backward pass through the
     layers above `layer`, over the tokens from the subject's last one on.
@@ -106,27 +109,38 @@ def optimise_values(
     initial_ND = torch.zeros_like(targets_ND)
     evaluations = [0] * len(facts)
     losses = [float("nan")] * len(facts)
+    budget = gradient_budget(model, layer) if token_budget is None else TokenBudget(token_budget)
+    overhead = _OVERHEAD_TOKENS.get(device.type, _GPU_OVERHEAD_TOKENS)
+
+    def run(chosen: list[int]) -> None:
+        wave = _Wave(model, layer, [prompts[index] for index in chosen], settings, objective)
+        initial_ND[chosen] = wave.initial_VND[0]
+        numbers = torch.tensor(chosen, device=device)
+        while len(numbers):
+            losses_N, done_N = wave.evaluate()
+            if not torch.isfinite(losses_N).all():
+                _refuse(facts[int(numbers[~torch.isfinite(losses_N)][0])], layer, wave.evaluations)
+            if wave.evaluations == settings.v_num_grad_steps:
+                done_N = torch.ones_like(done_N)
+            targets_ND[numbers[done_N]] = (wave.initial_VND[0] + wave.delta_VND[0])[done_N]
+            for index, loss in zip(numbers[done_N].tolist(), losses_N[done_N].tolist(), strict=True):
+                evaluations[index], losses[index] = wave.evaluations, loss
+            numbers = numbers[~done_N]
+            if done_N.any() and progress is not None:
+                progress(int(done_N.sum()))
+            if len(numbers):
+                wave.step()
+                if done_N.any():
+                    wave.keep(~done_N)
+
     with model.frozen():
-        for chosen in _waves(prompts, token_budget, _OVERHEAD_TOKENS.get(device.type, _GPU_OVERHEAD_TOKENS)):
-            wave = _Wave(model, layer, [prompts[index] for index in chosen], settings, objective)
-            initial_ND[chosen] = wave.initial_VND[0]
-            numbers = torch.tensor(chosen, device=device)
-            while len(numbers):
-                losses_N, done_N = wave.evaluate()
-                if not torch.isfinite(losses_N).all():
-                    _refuse(facts[int(numbers[~torch.isfinite(losses_N)][0])], layer, wave.evaluations)
-                if wave.evaluations == settings.v_num_grad_steps:
-                    done_N = torch.ones_like(done_N)
-                for index, loss in zip(numbers[done_N].tolist(), losses_N[done_N].tolist(), strict=True):
-                    evaluations[index], losses[index] = wave.evaluations, loss
-                targets_ND[numbers[done_N]] = (wave.initial_VND[0] + wave.delta_VND[0])[done_N]
-                numbers = numbers[~done_N]
-                if done_N.any() and progress is not None:
-                    progress(int(done_N.sum()))
-                if len(numbers):
-                    wave.step()
-                    if done_N.any():
-                        wave.keep(~done_N)
+        while left := [index for index, count in enumerate(evaluations) if not count]:
+            for wave in _waves([prompts[index] for index in left], budget.tokens, overhead):
+                chosen = [left[place] for place in wave]
+                with budget.attempt(_tokens([prompts[index] for index in chosen]), alone=len(chosen) == 1) as attempt:
+                    run(chosen)
+                if attempt.failed:
+                    break  # The rest is cut into smaller waves; what has finished is left no more.
     return Values(layer, targets_ND.T, initial_ND.T, tuple(evaluations), tuple(losses))
 
 
@@ -178,13 +192,14 @@ def _waves(prompts: Sequence[_Prompts], token_budget: int, overhead: int) -> lis
     # best[n]: the least cost of the first n facts, and where their last wave starts.
     best: list[tuple[int, int]] = [(0, 0)]
     for end in range(1, len(order) + 1):
-        rows, padded, choices = 0, 0, []
+        rows, choices = 0, list[tuple[int, int]]()
         for start in range(end - 1, -1, -1):
-            one = prompts[order[start]]
-            rows, padded = rows + len(one.rows), max(padded, longest[order[start]])
-            if rows * padded > token_budget and start < end - 1:
+            first = prompts[order[start]]
+            rows += len(first.rows)
+            tokens = rows * first.suffix
+            if tokens > token_budget and choices:
                 break
-            choices.append((best[start][0] + rows * one.suffix + overhead, start))
+            choices.append((best[start][0] + tokens + overhead, start))
         best.append(min(choices))
     waves: list[list[int]] = []
     end = len(order)
@@ -193,6 +208,11 @@ def _waves(prompts: Sequence[_Prompts], token_budget: int, overhead: int) -> lis
         waves.append(order[start:end])
         end = start
     return waves[::-1]
+
+
+def _tokens(prompts: Sequence[_Prompts]) -> int:
+    """Padded tokens of a wave that are run again at every evaluation."""
+    return sum(len(one.rows) for one in prompts) * max(one.suffix for one in prompts)
 
 
 def _refuse(fact: Fact, layer: int, evaluations: int) -> NoReturn:
@@ -251,11 +271,12 @@ class _Wave:
         """The loss of every fact, and whether it is done, (N,) each."""
         self.evaluations += 1
         self._leaf_VND = self.delta_VND.clone().requires_grad_()
-        logits = self._injection.logits(
-            self._leaf_VND[:, self._owner_B],
-            torch.cat([self._rows_T, self._kl_rows_N]),
-            torch.cat([self._positions_T, torch.zeros_like(self._kl_rows_N)]),
-        )
+        with self._precision():
+            logits = self._injection.logits(
+                self._leaf_VND[:, self._owner_B],
+                torch.cat([self._rows_T, self._kl_rows_N]),
+                torch.cat([self._positions_T, torch.zeros_like(self._kl_rows_N)]),
+            )
         nll_T, kl_N, log_probs = readings(logits, self._tokens_T, self._original_NV)
         count = len(self._rows_T)
         if self._original_NV is None:
@@ -279,6 +300,13 @@ class _Wave:
             self._scale_N = torch.where(met_N, objective.met_scale, torch.ones_like(self._scale_N))
             done_N |= met_N & (kl_N.detach() < objective.met_kl)
         return self._loss_N.detach(), done_N
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        """What the model's matrix products are computed in."""
+        name = self._settings.v_autocast
+        if name == "off":
+            return contextlib.nullcontext()
+        return torch.autocast(self.delta_VND.device.type, getattr(torch, name))
 
     def step(self) -> None:
         """One step of Adam on every delta, then the projection onto the balls around 0."""
