@@ -262,7 +262,7 @@ def test_padding_changes_no_state(tiny_models: EditableModel, site: str) -> None
     rows = [tiny_models.text.row(fact) for fact in PROMPTS.values()]
     together = tiny_models.subject_states(rows, 2, site, token_budget=10_000)
     for row, state in zip(rows, together, strict=True):
-        torch.testing.assert_close(tiny_models.subject_states([row], 2, site)[0], state, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(tiny_models.subject_states([row], 2, site)[0], state, atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("budget", [1, 40])

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from bluedit.errors import ResourceError
-from bluedit.models.editable import EditableModel
+
+if TYPE_CHECKING:
+    from bluedit.models.editable import EditableModel
 
 __all__ = ["Attempt", "TokenBudget", "gradient_budget", "in_batches", "plain_budget"]
 

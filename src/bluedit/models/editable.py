@@ -23,9 +23,10 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import AccurateGELUActivation, NewGELUActivation
 
 from bluedit.errors import ModelError
+from bluedit.models.budget import TokenBudget, in_batches, plain_budget
 from bluedit.models.maps import ModuleMap, read_module_map
 from bluedit.models.structure import Structure, discover
-from bluedit.models.tokens import Batch, Row, TextEncoder, batches
+from bluedit.models.tokens import Batch, Row, TextEncoder
 from bluedit.precision import wide
 
 __all__ = ["EditableModel", "Site", "StopForward", "tensor_fingerprint"]
@@ -34,8 +35,6 @@ Site = str
 """A place in a layer: `key` (input of the MLP's output projection, F), `mlp` (its output, D), `attention` (output of the
 attention's output projection, D) or `layer` (the hidden state after the whole layer, D). Where a norm, a gate or a scale
 stands between a projection and the residual, `mlp` and `attention` are before it."""
-
-_TOKEN_BUDGET = 8192
 
 _SPELLED_OUT = (NewGELUActivation, AccurateGELUActivation)
 _fused_gelu = partial(nn.functional.gelu, approximate="tanh")
@@ -228,24 +227,33 @@ class EditableModel:
         return chosen
 
     @torch.no_grad()
-    def subject_states(self, rows: Sequence[Row], layer: int, site: Site, token_budget: int = _TOKEN_BUDGET) -> Tensor:
+    def subject_states(self, rows: Sequence[Row], layer: int, site: Site, token_budget: int | None = None) -> Tensor:
         """What stands at the subject's last token, (rows, F) for keys, (rows, D) otherwise; float32 (float64 in float64
         models).
 
-        The pass stops at `layer`: what lies above it is not computed.
+        What lies above `layer` or after the subject is not computed. `token_budget`: padded tokens in one pass, at most;
+        found from the memory there is when left out.
         """
+        budget = plain_budget(self) if token_budget is None else TokenBudget(token_budget)
         results: list[Tensor | None] = [None] * len(rows)
-        for batch in batches(rows, self.device, token_budget):
+
+        def run(chosen: list[int]) -> Tensor:
+            batch = Batch.of(
+                [Row(rows[index].ids[: rows[index].subject + 1], rows[index].subject) for index in chosen], self.device
+            )
             seen: list[Tensor] = []
 
-            def keep(hidden: Tensor, seen: list[Tensor] = seen, batch: Batch = batch) -> None:
+            def keep(hidden: Tensor) -> None:
                 subjects = batch.subjects.to(hidden.device)
                 seen.append(wide(hidden[torch.arange(len(subjects), device=hidden.device), subjects]))
                 raise StopForward
 
             with self.frozen(), self.hooked(layer, site, keep), contextlib.suppress(StopForward):
                 self.forward(batch)
-            for index, state in zip(batch.order, seen[0], strict=True):
+            return seen[0]
+
+        for chosen, states in in_batches([row.subject + 1 for row in rows], budget, run):
+            for index, state in zip(chosen, states, strict=True):
                 results[index] = state
         width = self.structure.d_ff if site == "key" else self.structure.d_model
         return torch.stack(results) if results else torch.zeros(0, width)  # type: ignore[arg-type]
