@@ -706,3 +706,21 @@ def test_output_is_one_document_in_a_process_of_its_own(patch: Path, saved_tiny_
     assert process.returncode == 0, process.stderr
     assert set(json.loads(process.stdout)["scores"]) == {"ES", "PS", "NS", "S", "EA", "PA", "NA"}
     assert "Traceback" not in process.stderr
+
+
+# -- module maps -------------------------------------------------------------------------------------------------------
+
+
+def test_module_map_says_what_is_edited(edit: Run, facts: Path, tmp_path: Path) -> None:
+    """Another projection than the one that would be found; a key that is not known is bad input."""
+    entries = {
+        "layers": "transformer.h", "projection": "attn.c_proj", "attention_projection": "attn.c_proj",
+    }  # fmt: skip
+    (tmp_path / "map.json").write_text(json.dumps(entries))
+    document = edit("--facts", facts, "--out", tmp_path / "patch", "--module-map", tmp_path / "map.json", "--json").document
+    assert set(document["weights"]) == {f"transformer.h.{layer}.attn.c_proj.weight" for layer in (1, 2)}
+
+    (tmp_path / "bad.json").write_text(json.dumps(entries | {"head": "lm_head"}))
+    refused = edit("--facts", facts, "--out", tmp_path / "other", "--module-map", tmp_path / "bad.json")
+    assert refused.code == 2
+    assert "unknown key 'head'" in refused.stderr

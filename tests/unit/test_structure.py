@@ -11,19 +11,27 @@ from typing import Any
 
 import pytest
 import torch
+from random_models import random_model
 from torch import nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertLMHeadModel,
     BertModel,
+    Gemma3nTextConfig,
     GPT2Model,
+    MambaConfig,
     MixtralConfig,
-    MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen3_5TextConfig,
+    Qwen3MoeConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
 
-from bluedit.errors import ModelError
+import bluedit
+from bluedit.errors import ModelError, SettingsError
+from bluedit.facts import Fact
 from bluedit.models import EditableModel, discover
 
 FOUND = {
@@ -69,11 +77,11 @@ def test_every_path_of_the_map_leads_somewhere(tiny_models: EditableModel, place
 
 
 _BERT = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-_EXPERTS = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-
-
-def _mixtral() -> Any:
-    return MixtralForCausalLM(MixtralConfig(**_EXPERTS, intermediate_size=32, num_local_experts=2, pad_token_id=None))
+_SMALL = {
+    "vocab_size": 500, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "intermediate_size": 32, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+_EXPERTS = {**_SMALL, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
 
 
 def _t5() -> Any:
@@ -92,7 +100,28 @@ def _headless(model: EditableModel) -> Any:
             lambda _: BertForMaskedLM(_BERT), "BertForMaskedLM does not generate text; load a causal language", id="masked"
         ),
         pytest.param(lambda _: _t5(), "T5ForConditionalGeneration is an encoder-decoder", id="encoder-decoder"),
-        pytest.param(lambda _: _mixtral(), "MixtralForCausalLM is a mixture of experts", id="experts"),
+        pytest.param(
+            lambda _: BertLMHeadModel(_BERT), "BertLMHeadModel is an encoder, which sees what follows", id="looks right"
+        ),
+        pytest.param(
+            lambda _: random_model(MixtralConfig(**_SMALL, num_local_experts=2)),
+            r"MixtralForCausalLM is a mixture of experts \(model\.layers\.0\.mlp\.experts\)",
+            id="mixtral",
+        ),
+        pytest.param(
+            lambda _: random_model(Qwen3MoeConfig(**_EXPERTS)), "Qwen3MoeForCausalLM is a mixture of experts", id="qwen3-moe"
+        ),
+        # Its shared expert sees every token, but what it says is weighed by a gate.
+        pytest.param(
+            lambda _: random_model(Qwen2MoeConfig(**_EXPERTS, shared_expert_intermediate_size=8)),
+            "Qwen2MoeForCausalLM is a mixture of experts",
+            id="shared expert",
+        ),
+        pytest.param(
+            lambda _: random_model(MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50, state_size=4)),
+            "found in MambaForCausalLM: its layout is not known.*--module-map FILE",
+            id="no attention",
+        ),
         pytest.param(_headless, "GPT2Model has no language-model head; load a causal language model", id="headless"),
     ],
 )
@@ -135,3 +164,44 @@ def test_layers_that_are_alike_but_not_plain_are_refused(tiny_gpt2: EditableMode
         layer.mlp.c_proj = only
     with pytest.raises(ModelError, match="not all plain matrices"):
         discover(network)
+
+
+# -- layers that are not alike ---------------------------------------------------------------------------------------------
+
+_FACT = Fact("{} was born in", "Ezl", "Rome")
+
+
+def test_only_the_layers_that_are_mixtures_are_refused(tiny_gpt2: EditableModel) -> None:
+    model = EditableModel(random_model(Qwen3MoeConfig(**_EXPERTS, mlp_only_layers=[0, 2])), tiny_gpt2.tokenizer)
+    assert model.structure.dense == (0, 2)
+    with pytest.raises(SettingsError, match=r"layer 1 is a mixture of experts: .* choose among layers 0, 2"):
+        bluedit.edit(model, [_FACT], layers=(0, 1, 2), templates=["{}"])
+
+
+def test_dense_layers_of_different_sizes_are_refused(tiny_gpt2: EditableModel) -> None:
+    network = copy.deepcopy(tiny_gpt2.model)
+    network.transformer.h[1].mlp.c_proj = type(network.transformer.h[1].mlp.c_proj)(32, 40)
+    with pytest.raises(ModelError, match="not all plain matrices of one shape"):
+        discover(network)
+
+
+def test_site_that_a_layer_does_not_have(tiny_gpt2: EditableModel) -> None:
+    """A layer with linear attention has no output projection of the usual kind; PMET needs one."""
+    kinds = ["linear_attention", "linear_attention", "full_attention"]
+    linear = {f"linear_{which}_head_dim": 8 for which in ("key", "value")} | {
+        f"linear_num_{which}_heads": 2 for which in ("key", "value")
+    }
+    config = Qwen3_5TextConfig(**_SMALL, head_dim=8, layer_types=kinds, **linear)
+    model = EditableModel(random_model(config), tiny_gpt2.tokenizer)
+    with pytest.raises(ModelError, match=r"layer 0 has no self_attn\.o_proj, and so no attention to look at"):
+        model.subject_states([model.text.row(_FACT)], 0, "attention")
+    assert model.subject_states([model.text.row(_FACT)], 2, "attention").shape == (1, 16)
+
+
+def test_layers_that_hand_on_more_than_a_vector_a_token(tiny_gpt2: EditableModel) -> None:
+    extra = {"head_dim": 8, "laurel_rank": 4, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 500}
+    kinds = ["full_attention"] * 3
+    config = Gemma3nTextConfig(**_SMALL, **extra, layer_types=kinds, num_kv_shared_layers=0, activation_sparsity_pattern=None)
+    model = EditableModel(random_model(config), tiny_gpt2.tokenizer)
+    with pytest.raises(ModelError, match=r"layer 1 hands on a hidden state of shape .*, not one vector a token"):
+        model.subject_states([model.text.row(_FACT)], 1, "layer")

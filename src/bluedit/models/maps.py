@@ -17,7 +17,7 @@ from bluedit.errors import ModelError, did_you_mean
 
 __all__ = ["MODULE_MAPS", "ModuleMap", "read_module_map"]
 
-_Path = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", description="names joined by dots")]
+_Path = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
 
 
 class ModuleMap(BaseModel):
@@ -34,7 +34,7 @@ class ModuleMap(BaseModel):
     layers: _Path
     projection: _Path
     attention_projection: _Path
-    norm: _Path | Annotated[str, Field(max_length=0)] = ""
+    norm: Annotated[str, Field(pattern=r"^(\w+(\.\w+)*)?$")] = ""
 
 
 def _map(layers: str, projection: str, attention_projection: str, norm: str = "") -> ModuleMap:
