@@ -30,23 +30,23 @@ def optimise_one(
     kl_row = model.text.subject_row(f"{fact.subject} is a", 0, start)
     rows = [*(model.text.row(fact, template, with_target=True) for template in templates), kl_row]
     batch = Batch.of(rows, model.device)
-    places = torch.arange(len(rows))
+    places = torch.arange(len(rows), device=model.device)
     initial = model.subject_states(rows[:1], layer, "layer")[0]
     delta = torch.zeros_like(initial, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=settings.v_lr)
     original = None
-    wanted = torch.tensor(target)
+    wanted = torch.tensor(target, device=model.device)
 
     def add(hidden: Tensor) -> Tensor:
         changed = hidden.clone()
         changed[places, batch.subjects] += delta
         return changed
 
-    loss = torch.zeros(())
+    loss = torch.zeros((), device=model.device)
     for evaluation in range(1, settings.v_num_grad_steps + 1):
         optimizer.zero_grad()
         with model.hooked(layer, "layer", add):
-            log_probs = model.forward(batch).log_softmax(-1)
+            log_probs = model.forward(batch).log_softmax(-1, dtype=torch.float32)
         losses = [
             -log_probs[index, list(row.target_positions)].gather(1, wanted[:, None]).mean()
             for index, row in enumerate(rows[:-1])

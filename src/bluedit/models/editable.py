@@ -194,15 +194,15 @@ class EditableModel:
             handle.remove()
 
     @contextlib.contextmanager
-    def frozen(self) -> Generator[None]:
-        """Inside, the model is in evaluation mode, no parameter asks for a gradient, and activation functions are fused; all
-        is put back afterwards."""
+    def frozen(self, *, fuse: bool = True) -> Generator[None]:
+        """Inside, the model is in evaluation mode, no parameter asks for a gradient, and activation functions are fused (unless
+        `fuse` is False); all is put back afterwards."""
         training = [module for module in self.model.modules() if module.training]
         asking = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in asking:
             parameter.requires_grad_(False)
         self.model.eval()
-        fused = self._fuse_activations()
+        fused = self._fuse_activations() if fuse else []
         try:
             yield
         finally:
