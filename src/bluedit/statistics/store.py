@@ -93,8 +93,17 @@ class Statistics:
         """
         return self.collect(model, layers, progress).moments
 
-    def collect(self, model: EditableModel, layers: Sequence[int], progress: Report | None = None) -> Collection:
-        """:meth:`moments`, and an account of how they came about."""
+    def collect(
+        self,
+        model: EditableModel,
+        layers: Sequence[int],
+        progress: Report | None = None,
+        starting: Callable[[Sequence[int]], object] | None = None,
+    ) -> Collection:
+        """:meth:`moments`, and an account of how they came about.
+
+        `starting` is called with the layers that have to be computed, before any memory is taken for them.
+        """
         found = {layer: self.known[layer] for layer in layers if layer in self.known}
         missing = [layer for layer in dict.fromkeys(layers) if layer not in found]
         if not missing:
@@ -109,18 +118,22 @@ class Statistics:
             shared = self.corpus.shared.moments(model, missing)
             found |= {layer: replace(moment, file=files.moment(layer, self.samples)) for layer, moment in shared.items()}
             return Collection(found, self.corpus.shared.origin.samples)
-        samples = self.samples
-        if self.until is not None:
-            settled = files.settled(self.samples, self.until)
-            if not settled.exists():
-                return self._compute(model, files, missing, found, progress)
-            samples = _read_settled(settled)
-        for layer in missing:
-            path = files.moment(layer, samples)
-            if path.exists():
-                found[layer] = _load(path)
-        missing = [layer for layer in missing if layer not in found]
-        return self._compute(model, files, missing, found, progress) if missing else Collection(found, samples)
+        if self.until is not None and (settled := files.settled(self.samples, self.until)).exists():
+            # After how many documents these layers had converged is known: their moments are those over so many.
+            return replace(self, samples=_read_settled(settled), until=None, measured=True).collect(
+                model, layers, progress, starting
+            )
+        if self.until is None:
+            for layer in missing:
+                path = files.moment(layer, self.samples)
+                if path.exists():
+                    found[layer] = _load(path)
+            missing = [layer for layer in missing if layer not in found]
+        if not missing:
+            return Collection(found, self.samples)
+        if starting is not None:
+            starting(missing)
+        return self._compute(model, files, missing, found, progress)
 
     def adopt(self, model: EditableModel, shared: SharedStatistics) -> dict[int, SecondMoment]:
         """Store exported moments as if they had been computed here, and give them.
