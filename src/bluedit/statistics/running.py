@@ -31,7 +31,7 @@ class Cursor(BaseModel):
     """How far a pass has come.
 
     - `windows`, `documents`: how many windows of documents are done, and how many documents they held.
-    - `blocks`: how many blocks of the window after them are done.
+    - `blocks`, `block_documents`: how many blocks of the window after them are done, and how many documents they held.
     - `tokens`, `even_tokens`: keys added up, and how many of them are from documents with even numbers.
     - `padded`: tokens that the model ran on, padding counted in.
     - `curve`: the points measured, by layer.
@@ -40,6 +40,7 @@ class Cursor(BaseModel):
     windows: int = 0
     documents: int = 0
     blocks: int = 0
+    block_documents: int = 0
     tokens: int = 0
     even_tokens: int = 0
     padded: int = 0
@@ -139,7 +140,7 @@ class Pass:
                     progress(block.documents)
             cursor.documents += len(window)
             cursor.windows += 1
-            cursor.blocks = 0
+            cursor.blocks = cursor.block_documents = 0
             if self.measured and is_due(cursor.windows):
                 self._measure()
                 if until is not None and self.error() <= until:
@@ -203,6 +204,7 @@ class Pass:
             if even and self.measured:
                 self._evens[layer].add_(product_FF)
         self.cursor.blocks += 1
+        self.cursor.block_documents += block.documents
         self.cursor.tokens += block.tokens
         self.cursor.even_tokens += sum(len(row.ids) for pairs in block.batches for row, even in pairs if even)
         self.cursor.padded += block.padded

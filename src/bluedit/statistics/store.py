@@ -181,7 +181,7 @@ class Statistics:
         measured = self.measured or self.until is not None
         running = Pass(model, layers, max_length=self.length(model), measured=measured)
         with self._resumable(running, files.partial(running.layers, self.samples, measured, self.until)) as save:
-            before, resumed = running.cursor.tokens, running.cursor.documents
+            before, resumed = running.cursor.tokens, running.cursor.documents + running.cursor.block_documents
             if report is not None and resumed:
                 report(resumed)
             started = time.monotonic()
