@@ -257,6 +257,34 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(("place", "at", "kept"), [("forward", 5, True), ("forward", 1, False), ("middle of a sum", 7, False)])
+def test_an_interruption_keeps_what_is_whole(
+    tiny_gpt2: EditableModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, at: int, kept: bool
+) -> None:
+    monkeypatch.setattr(packing, "_BATCH_TOKENS", 128)  # several batches a block
+    expected = Statistics(corpus, folder=tmp_path / "whole", measured=True).moments(tiny_gpt2, LAYERS)
+    statistics = Statistics(corpus, folder=tmp_path, measured=True)  # saves once a minute
+    owner, name = (Pass, "_forward") if place == "forward" else (torch, "isfinite")
+    original, calls = getattr(owner, name), iter(range(1, 1000))
+
+    def stop(*arguments: Any) -> Any:
+        if next(calls) == at:
+            original(*arguments)
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(owner, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            statistics.moments(tiny_gpt2, LAYERS)
+    collection = statistics.collect(tiny_gpt2, LAYERS)
+    assert bool(collection.resumed) == kept
+    for layer in LAYERS:
+        assert torch.equal(collection.moments[layer].matrix_FF, expected[layer].matrix_FF)
+        assert collection.moments[layer].curve == expected[layer].curve
+
+
+@pytest.mark.usefixtures("small_blocks")
 def test_a_damaged_unfinished_pass_is_refused(tiny_gpt2: EditableModel, corpus: Corpus, tmp_path: Path) -> None:
     statistics = Statistics(corpus, folder=tmp_path, save_every=0)
 

@@ -85,6 +85,8 @@ class Pass:
     - `measured`: keep a second total per layer, over every other document, and measure how well the moments have converged
       (:mod:`~bluedit.statistics.convergence`). The moments are the same bits with it or without.
 
+    `cursor` says how far it has come; while `whole` is false something is half done, and the state is not one to go on from.
+
     Keys are multiplied in float32, a block of some thousands at a time, and the products are summed in float64.
     **Memory**: F^2 x 8 bytes per layer, twice as much when measured; see :meth:`memory`.
     """
@@ -94,6 +96,7 @@ class Pass:
         self.layers = tuple(sorted(set(layers)))
         self.max_length = max_length
         self.measured = measured
+        self.whole = True
         self.cursor = Cursor(curve={layer: [] for layer in self.layers} if measured else {})
         self._totals = {layer: self._zeros(layer) for layer in self.layers}
         self._evens = {layer: self._zeros(layer) for layer in self.layers} if measured else {}
@@ -130,6 +133,8 @@ class Pass:
         :class:`~bluedit.errors.NumericsError` when a key is not finite.
         """
         cursor = self.cursor
+        if self._converged(until):
+            return True
         for window in windows(texts, cursor.documents):
             rows = [Row(ids[: self.max_length]) for ids in self.model.text.prompts(window)]
             for block in islice(blocks(rows), cursor.blocks, None):
@@ -138,29 +143,22 @@ class Pass:
                     after_block()
                 if progress is not None:
                     progress(block.documents)
-            cursor.documents += len(window)
-            cursor.windows += 1
-            cursor.blocks = cursor.block_documents = 0
-            if self.measured and is_due(cursor.windows):
-                self._measure()
-                if until is not None and self.error() <= until:
-                    return True
+            self._close(len(window))
+            if self._converged(until):
+                return True
         if not cursor.tokens:
             raise StatisticsError(
                 "the corpus holds no text to take second moments over; give a file with one document per line"
             )
         if self.measured and not is_due(cursor.windows):
+            self.whole = False
             self._measure()
         return False
-
-    def error(self) -> float:
-        """The largest of the layers' last measured errors of a change; infinite where one was not measured."""
-        last = [points[-1].change if points else None for points in self.cursor.curve.values()]
-        return max((float("inf") if change is None else change for change in last), default=float("inf"))
 
     def moments(self) -> dict[int, SecondMoment]:
         """E[k k^T] of each layer over the keys so far. The totals become the moments: the pass is over then."""
         cursor = self.cursor
+        self.whole = False
         return {
             layer: SecondMoment(
                 total_FF.div_(cursor.tokens),
@@ -192,9 +190,12 @@ class Pass:
     def _add(self, block: Block) -> None:
         # The two halves are multiplied apart also where nothing is measured: the sums should be the same bits.
         keys: dict[tuple[int, bool], list[Tensor]] = {(layer, even): [] for layer in self.layers for even in (True, False)}
+        probes = dict(self._probes)
         with self.model.frozen(), torch.no_grad():
             for pairs in block.batches:
-                self._forward([row for row, _ in pairs], torch.tensor([even for _, even in pairs]), keys)
+                self._forward([row for row, _ in pairs], torch.tensor([even for _, even in pairs]), keys, probes)
+        self.whole = False  # until all layers have it
+        self._probes = probes
         for layer, even in list(keys):
             keys_TF = torch.cat(keys.pop((layer, even)))
             product_FF = keys_TF.T @ keys_TF
@@ -208,9 +209,29 @@ class Pass:
         self.cursor.tokens += block.tokens
         self.cursor.even_tokens += sum(len(row.ids) for pairs in block.batches for row, even in pairs if even)
         self.cursor.padded += block.padded
+        self.whole = True
 
-    def _forward(self, rows: Sequence[Row], even_B: Tensor, keys: Mapping[tuple[int, bool], list[Tensor]]) -> None:
-        """Run one batch up to the last layer and put its keys (T, F) to those of its documents' half."""
+    def _close(self, documents: int) -> None:
+        """End a window, and measure after it if that is due."""
+        cursor = self.cursor
+        self.whole = False
+        cursor.documents += documents
+        cursor.windows += 1
+        cursor.blocks = cursor.block_documents = 0
+        if self.measured and is_due(cursor.windows):
+            self._measure()
+        self.whole = True
+
+    def _forward(
+        self,
+        rows: Sequence[Row],
+        even_B: Tensor,
+        keys: Mapping[tuple[int, bool], list[Tensor]],
+        probes: dict[int, Tensor],
+    ) -> None:
+        """Run one batch up to the last layer; put its keys (T, F) to those of its documents' half, and one per document to
+        the probes (P, F) while there are few.
+        """
         batch = Batch.of(rows, self.model.device)
         mask_BT = batch.mask.bool()
         masks = {even: mask_BT & (even_B == even).to(mask_BT.device)[:, None] for even in (True, False)}
@@ -218,10 +239,10 @@ class Pass:
         def keep(layer: int, hidden_BTF: Tensor) -> None:
             for even, half_BT in masks.items():
                 keys[layer, even].append(hidden_BTF[half_BT.to(hidden_BTF.device)].float())
-            if self.measured and len(self._probes[layer]) < PROBES:
+            if self.measured and len(probes[layer]) < PROBES:
                 middle_B = mask_BT.sum(1).to(hidden_BTF.device) // 2
                 chosen_PF = hidden_BTF[torch.arange(len(rows), device=hidden_BTF.device), middle_B].float().cpu()
-                self._probes[layer] = torch.cat([self._probes[layer], chosen_PF])[:PROBES]
+                probes[layer] = torch.cat([probes[layer], chosen_PF])[:PROBES]
             if layer == self.layers[-1]:
                 raise StopForward
 
@@ -232,6 +253,14 @@ class Pass:
             self.model.forward(batch)
 
     # -- convergence -----------------------------------------------------------------------------------------
+
+    def _converged(self, until: float | None) -> bool:
+        """Whether it was measured where the cursor stands that no layer's error is above `until`."""
+        cursor = self.cursor
+        if until is None or cursor.blocks or not is_due(cursor.windows):
+            return False
+        last = [points[-1].change if points else None for points in cursor.curve.values()]
+        return all(change is not None and change <= until for change in last)
 
     def _measure(self) -> None:
         cursor = self.cursor

@@ -204,17 +204,22 @@ class Statistics:
             _restore(running, path)
         last, took = time.monotonic(), 0.0
 
-        def save() -> None:
+        def save(*, now: bool = False) -> None:
             nonlocal last, took
             started = time.monotonic()
-            if started - last < max(self.save_every, _SAVING_SHARE * took):
-                return
-            with atomic_file(path) as temporary:
-                save_file(running.state(), temporary, metadata={"cursor": running.cursor.model_dump_json()})
-            last = time.monotonic()
-            took = last - started
+            if now or started - last >= max(self.save_every, _SAVING_SHARE * took):
+                with atomic_file(path) as temporary:
+                    save_file(running.state(), temporary, metadata={"cursor": running.cursor.model_dump_json()})
+                last = time.monotonic()
+                took = last - started
 
-        yield save
+        try:
+            yield save
+        except BaseException:
+            # Ctrl-C, or a data set that is out of reach all of a sudden: what is done is done.
+            if running.whole and running.cursor.tokens:
+                save(now=True)
+            raise
         path.unlink(missing_ok=True)
 
     @property
