@@ -104,6 +104,16 @@ def test_keys_that_are_not_finite_are_refused(own_gpt2: EditableModel, corpus_te
         second_moments(own_gpt2, corpus_texts[:5], LAYERS)
 
 
+def test_documents_are_cut_off_where_the_model_ends(tiny_gpt2: EditableModel, tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("Ada was born in Paris. " * 100, encoding="utf-8")
+    corpus = read_corpus(f"text:{path}")
+    for length, tokens in ((None, 96), (1000, 96), (10, 10)):
+        statistics = Statistics(corpus, folder=tmp_path / "folder", max_length=length)
+        assert statistics.moments(tiny_gpt2, [0])[0].tokens == tokens
+    assert len(list((tmp_path / "folder").iterdir())) == 2
+
+
 def test_no_text_is_refused(tiny_gpt2: EditableModel) -> None:
     with pytest.raises(StatisticsError, match="holds no text"):
         second_moments(tiny_gpt2, ["", " \t"], [1])

@@ -164,8 +164,8 @@ class Statistics:
         )
 
     def length(self, model: EditableModel) -> int:
-        """After how many tokens documents are cut off."""
-        return self.max_length or model.context_length
+        """After how many tokens documents are cut off: no more than the model takes."""
+        return min(self.max_length or model.context_length, model.context_length)
 
     def _compute(
         self,
