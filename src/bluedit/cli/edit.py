@@ -51,7 +51,7 @@ def edit(
         str | None,
         typer.Option(
             "--corpus",
-            help="Where second moments come from: text:FILE, jsonl:FILE, hub:NAME, world:SEED, stats:FILE; see `bluedit stats`.",
+            help="Where second moments come from: text:FILE, jsonl:FILE, hub:NAME, world:SEED, stats:FILE (`bluedit stats`).",
         ),
     ] = None,
     samples: Annotated[
