@@ -49,7 +49,11 @@ def edit(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the method, e.g. lambda=5.")
     ] = None,
     corpus: Annotated[
-        str | None, typer.Option("--corpus", help="Where second moments come from: text:FILE with one document per line.")
+        str | None,
+        typer.Option(
+            "--corpus",
+            help="Where second moments come from: text:FILE, jsonl:FILE, hub:NAME, world:SEED, stats:FILE (`bluedit stats`).",
+        ),
     ] = None,
     samples: Annotated[
         int | None, typer.Option("--samples", min=1, help="Documents of the corpus to use; all by default.")

@@ -40,9 +40,9 @@ class _SecondMoment:
     uses = ("lambda", "shrinkage", "metric_dtype")
 
     def inverse(self, moment: SecondMoment, settings: Settings) -> InverseMetric:
-        return InverseMetric.from_second_moment(
-            moment.matrix_FF, settings.lambda_, shrinkage=settings.shrinkage, tokens=moment.tokens
-        ).to_dtype(getattr(torch, settings.metric_dtype))
+        inverse_FF, condition = moment.inverse(settings.shrinkage)
+        metric = InverseMetric(inverse_FF / settings.lambda_, condition)
+        return metric.to_dtype(getattr(torch, settings.metric_dtype))
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from torch import Tensor
 from bluedit.errors import NumericsError
 from bluedit.solvers.shrinkage import shrink
 
-__all__ = ["InverseMetric"]
+__all__ = ["InverseMetric", "invert"]
 
 
 _BLOCK = 1024
@@ -60,19 +60,8 @@ class InverseMetric:
         **Raises** :class:`~bluedit.errors.NumericsError` when C is not positive definite, naming what would help.
         **Cost** O(F^3), once per layer.
         """
-        metric_FF = weight * shrink(moment_FF.to(torch.float64), shrinkage)
-        factor_FF, info = torch.linalg.cholesky_ex(metric_FF)
-        if info.item() or not torch.isfinite(factor_FF).all():
-            size = metric_FF.shape[0]
-            seen = f"{tokens:,} tokens" if tokens else "the tokens it was taken over"
-            more = f", {math.ceil(10 * size / tokens)} times as many" if tokens and tokens < 10 * size else ""
-            raise NumericsError(
-                f"the second moment of keys is not positive definite: {seen} leave directions of the {size:,} that no key "
-                f"excites. Take it over more text (at least {10 * size:,} varied tokens{more}), or set shrinkage to 0.01 or "
-                "more"
-            )
-        inverse_FF = torch.cholesky_inverse(factor_FF)
-        return cls(inverse_FF, _spectral_norm(metric_FF) * _spectral_norm(inverse_FF))
+        inverse_FF, condition = invert(moment_FF, shrinkage, tokens)
+        return cls(inverse_FF.div_(weight), condition)
 
     @classmethod
     def from_null_space(
@@ -178,6 +167,27 @@ class InverseMetric:
     def _laid_out(self, keys_FN: Tensor) -> Tensor:
         # Products of long rows are rounded by how their factors lie in memory: keys from a file should give the same bits.
         return keys_FN.to(self.matrix_FF).contiguous()
+
+
+def invert(moment_FF: Tensor, shrinkage: float = 0.0, tokens: int | None = None) -> tuple[Tensor, float]:
+    """The inverse of a second moment by Cholesky, after shrinkage, in float64; and its condition number to about two digits.
+
+    **Raises** :class:`~bluedit.errors.NumericsError` when it is not positive definite, naming what would help.
+    **Cost** O(F^3).
+    """
+    metric_FF = shrink(moment_FF.to(torch.float64), shrinkage)
+    factor_FF, info = torch.linalg.cholesky_ex(metric_FF)
+    if info.item() or not torch.isfinite(factor_FF).all():
+        size = metric_FF.shape[0]
+        seen = f"{tokens:,} tokens" if tokens else "the tokens it was taken over"
+        more = f", {math.ceil(10 * size / tokens)} times as many" if tokens and tokens < 10 * size else ""
+        raise NumericsError(
+            f"the second moment of keys is not positive definite: {seen} leave directions of the {size:,} that no key "
+            f"excites. Take it over more text (at least {10 * size:,} varied tokens{more}), or set shrinkage to 0.01 or "
+            "more"
+        )
+    inverse_FF = torch.cholesky_inverse(factor_FF)
+    return inverse_FF, _spectral_norm(metric_FF) * _spectral_norm(inverse_FF)
 
 
 def _symmetric(matrix_NN: Tensor) -> Tensor:

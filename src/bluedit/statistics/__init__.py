@@ -1,7 +1,19 @@
-"""Second moments of keys: computing and storing."""
+"""Second moments of keys: taking, storing, and sharing them."""
 
 from bluedit.statistics.corpus import Corpus, read_corpus
-from bluedit.statistics.moments import SecondMoment, second_moments
-from bluedit.statistics.store import Statistics
+from bluedit.statistics.moments import SecondMoment
+from bluedit.statistics.running import Pass, second_moments
+from bluedit.statistics.sharing import SharedStatistics, export_statistics
+from bluedit.statistics.store import Collection, Statistics
 
-__all__ = ["Corpus", "SecondMoment", "Statistics", "read_corpus", "second_moments"]
+__all__ = [
+    "Collection",
+    "Corpus",
+    "Pass",
+    "SecondMoment",
+    "SharedStatistics",
+    "Statistics",
+    "export_statistics",
+    "read_corpus",
+    "second_moments",
+]

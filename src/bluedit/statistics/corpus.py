@@ -1,20 +1,31 @@
-"""Where second moments come from: a text file, or a synthetic world."""
+"""Where second moments come from: texts, data sets of the Hugging Face hub, a synthetic world, or a file of statistics."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import importlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from bluedit.datasets.world import World
 from bluedit.errors import StatisticsError, did_you_mean
+from bluedit.statistics.sharing import SharedStatistics
 
 __all__ = ["Corpus", "read_corpus"]
 
 _CHUNK = 1 << 20
 _WORLD_DOCUMENTS = 4000
 """Enough for every direction of a mini model's keys to occur, in seconds."""
+_KINDS = ("hub", "jsonl", "stats", "text", "world")
+_FORMS = (
+    'A corpus is given as text:FILE (one document per line), jsonl:FILE (an object with a "text" per line), '
+    "hub:NAME[:CONFIG], world:SEED, or stats:FILE for moments that were exported."
+)
 
 
 @dataclass(frozen=True)
@@ -23,56 +34,124 @@ class Corpus:
 
     - `name`: the specification it was opened by.
     - `identity`: what a stored statistic is keyed by; for a file the hash of its content, not its path.
-    - `size`: how many documents it holds (blank lines counted in, which are passed over).
+    - `size`: how many documents it holds (blank ones counted in, which are passed over); None where that is not known.
+    - `reader`: gives the documents, always the same ones in the same order.
+    - `shared`: the moments themselves, taken elsewhere; there are no documents then.
     """
 
     name: str
     identity: str
-    size: int
-    path: Path | None = None
-    world: World | None = None
+    size: int | None
+    reader: Callable[[], Iterable[str]] | None = field(default=None, compare=False, repr=False)
+    shared: SharedStatistics | None = field(default=None, compare=False, repr=False)
 
     def documents(self, limit: int | None = None) -> Iterator[str]:
-        """The documents in order, at most `limit` of them."""
-        from itertools import islice
-
-        return islice(self._all(), limit)
-
-    def _all(self) -> Iterator[str]:
-        if self.world is not None:
-            yield from self.world.corpus(self.size)
-            return
-        assert self.path is not None
-        try:
-            with self.path.open(encoding="utf-8") as file:
-                for line in file:
-                    if line.strip():
-                        yield line.rstrip("\n")
-        except UnicodeDecodeError as error:
-            raise StatisticsError(f"{self.path} is not UTF-8 text: {error}; convert it first") from error
+        """The documents in order, at most `limit` of them, blank ones left out."""
+        if self.reader is None:
+            raise StatisticsError(f"{self.name} holds second moments and no text to take others over; name a text")
+        return islice((text for text in self.reader() if text.strip()), limit)
 
 
 def read_corpus(specification: str) -> Corpus:
-    """Open a corpus: `text:FILE` (UTF-8, one document per line) or `world:SEED`.
+    """Open a corpus.
 
-    **Raises** :class:`~bluedit.errors.StatisticsError` for an unknown kind and for a file that is missing or empty.
+    - `text:FILE`: UTF-8, one document per line.
+    - `jsonl:FILE`: UTF-8, one JSON object per line, with the document under `text`.
+    - `hub:NAME[:CONFIG][@REVISION]`: the column `text` of the split `train` of a data set of the Hugging Face hub, or of a
+      local folder of data files. It is streamed: nothing is downloaded beyond what is read. What the hub holds under a name
+      may change; a revision pins it.
+    - `world:SEED`: the synthetic world's text.
+    - `stats:FILE`: no text, but moments that :func:`~bluedit.statistics.sharing.export_statistics` wrote.
+
+    **Raises** :class:`~bluedit.errors.StatisticsError` for an unknown kind, for a file that is missing, empty or damaged, and,
+    once it is read, for one that is not what it should be.
     """
     kind, separator, rest = specification.partition(":")
-    if not separator or kind not in ("text", "world"):
-        hint = did_you_mean(kind, ("text", "world"), what="kind of corpus")
-        raise StatisticsError(f"{hint} A corpus is given as text:FILE, with one document per line, or as world:SEED.")
+    if not separator or kind not in _KINDS:
+        raise StatisticsError(f"{did_you_mean(kind, _KINDS, what='kind of corpus')} {_FORMS}")
     if kind == "world":
-        if not rest.isdigit():
-            raise StatisticsError(f"world:{rest} has no seed; a world is named by a number, as in world:0")
-        return Corpus(specification, f"world:{rest}:{_WORLD_DOCUMENTS}", _WORLD_DOCUMENTS, world=World(int(rest)))
+        return _world(specification, rest)
+    if kind == "hub":
+        return _hub(specification, rest)
     path = Path(rest).expanduser()
     if not path.is_file():
-        raise StatisticsError(f"the corpus file {rest!r} does not exist; give text:FILE with one document per line")
-    digest, lines = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            lines += chunk.count(b"\n")
+        raise StatisticsError(f"the corpus file {rest!r} does not exist. {_FORMS}")
     if not path.stat().st_size:
-        raise StatisticsError(f"the corpus file {rest!r} is empty; give text:FILE with one document per line")
-    return Corpus(specification, f"text:{digest.hexdigest()}", lines + 1, path=path)
+        raise StatisticsError(f"the corpus file {rest!r} is empty. {_FORMS}")
+    if kind == "stats":
+        shared = SharedStatistics.open(path)
+        return Corpus(specification, f"stats:{shared.origin.digest}", shared.origin.documents, shared=shared)
+    digest, lines = _hashed([path])
+    reader = _text_lines if kind == "text" else _json_lines
+    return Corpus(specification, f"{kind}:{digest}", lines + 1, partial(reader, path))
+
+
+def _world(specification: str, seed: str) -> Corpus:
+    if not seed.isdigit():
+        raise StatisticsError(f"world:{seed} has no seed; a world is named by a number, as in world:0")
+    identity = f"world:{seed}:{_WORLD_DOCUMENTS}"
+    return Corpus(specification, identity, _WORLD_DOCUMENTS, lambda: World(int(seed)).corpus(_WORLD_DOCUMENTS))
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise StatisticsError(f"{path} is not UTF-8 text: {error}; convert it first") from error
+
+
+def _json_lines(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_text_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise StatisticsError(f"{path}, line {number}: not JSON ({error}); every line is one object") from error
+        text = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            raise StatisticsError(f'{path}, line {number}: no text; every line is an object such as {{"text": "..."}}')
+        yield text
+
+
+def _hub(specification: str, rest: str) -> Corpus:
+    address, _, revision = rest.partition("@")
+    name, _, config = address.partition(":")
+    if not name:
+        raise StatisticsError(f"{specification!r} names no data set; write hub:NAME or hub:NAME:CONFIG")
+    folder, source = Path(name).expanduser(), name
+    if folder.is_dir():
+        # A folder is known by what is in it, wherever it lies.
+        source = _hashed(sorted(path for path in folder.rglob("*") if path.is_file()))[0]
+    identity = f"hub:{source}:{config}@{revision}"
+    return Corpus(specification, identity, None, partial(_hub_texts, specification, name, config or None, revision or None))
+
+
+def _hub_texts(specification: str, name: str, config: str | None, revision: str | None) -> Iterator[str]:
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ImportError as error:
+        raise StatisticsError(f"{specification} needs the package datasets; pip install 'bluedit[hub]'") from error
+    try:
+        for record in datasets.load_dataset(name, config, split="train", streaming=True, revision=revision):
+            if not isinstance(text := record.get("text"), str):
+                raise StatisticsError(f"{specification} has no column of texts named 'text'; it has {', '.join(record)}")
+            yield text
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, StatisticsError):
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StatisticsError(f"{specification} cannot be read: {first}") from error
+
+
+def _hashed(paths: Iterable[Path]) -> tuple[str, int]:
+    """The hash of some files' content, and how many lines end in them."""
+    digest, lines = hashlib.sha256(), 0
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                lines += chunk.count(b"\n")
+    return digest.hexdigest(), lines

@@ -1,31 +1,67 @@
-"""Stored second moments, keyed by everything that determines them."""
+"""Stored second moments, keyed by everything that determines them, and passes that can be gone on with."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from bluedit.errors import StatisticsError
 from bluedit.files import atomic_file, cache_folder
 from bluedit.models import EditableModel
+from bluedit.statistics.convergence import Point
 from bluedit.statistics.corpus import Corpus
-from bluedit.statistics.moments import SecondMoment, second_moments
+from bluedit.statistics.moments import SecondMoment
+from bluedit.statistics.running import Cursor, Pass
+from bluedit.statistics.sharing import Origin, SharedStatistics, export_statistics
 
-__all__ = ["Statistics"]
+__all__ = ["Collection", "Statistics"]
 
-_FORMAT = 1
+_FORMAT = 2
+_SAVING_SHARE = 20
+"""Saving may take one part in so many of the time: totals of a large model are gigabytes."""
+_CURVE = TypeAdapter(tuple[Point, ...])
+
+Report = Callable[[int, int | None], object]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Moments, and what it took to get them.
+
+    - `moments`: by layer.
+    - `samples`: the limit of documents that they are stored under: not the one asked for where the pass stopped by itself.
+    - `computed`: the layers that were not there already.
+    - `resumed`: how many documents an interrupted pass had left done.
+    - `tokens`, `padded`: keys added up, and tokens the model ran on, in the whole pass; 0 where nothing was computed.
+    - `tokens_now`, `seconds`: keys added up by this call, and how long it took.
+    """
+
+    moments: dict[int, SecondMoment]
+    samples: int | None
+    computed: tuple[int, ...] = ()
+    resumed: int = 0
+    tokens: int = 0
+    padded: int = 0
+    tokens_now: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
 class Statistics:
     """Second moments of one model over one corpus, computed when first asked for and kept in a folder.
+
+    A pass that is interrupted is gone on with when the same moments are asked for again, and ends with the same bits.
 
     **Arguments**
 
@@ -33,73 +69,240 @@ class Statistics:
     - `samples`: at most this many documents of it; all when None.
     - `folder`: where moments are kept; the user's cache folder when None.
     - `known`: moments that need not be looked up, for tests and for statistics from elsewhere.
+    - `max_length`: documents are cut off after so many tokens; at the model's context length when None.
+    - `measured`: also measure how well the moments converge, at twice the memory; the moments stay the same.
+    - `until`: stop once the estimated relative error of an edit's change is not above this; measures too. What was found is
+      stored as the moments over so many documents.
+    - `save_every`: seconds between two savings of an unfinished pass; longer where saving takes long.
     """
 
     corpus: Corpus | None = None
     samples: int | None = None
     folder: Path | None = None
     known: Mapping[int, SecondMoment] = field(default_factory=dict)
+    max_length: int | None = None
+    measured: bool = False
+    until: float | None = None
+    save_every: float = 60.0
 
-    def moments(
-        self, model: EditableModel, layers: Sequence[int], progress: Callable[[int, int], object] | None = None
-    ) -> dict[int, SecondMoment]:
+    def moments(self, model: EditableModel, layers: Sequence[int], progress: Report | None = None) -> dict[int, SecondMoment]:
         """The moments of `layers`: given, stored, or computed now, all missing ones in one pass, and stored.
 
-        `progress` is called as `progress(done, total)` in documents, after each batch, while moments are computed.
+        `progress` is called as `progress(done, total)` in documents, after each block of them, while moments are computed; the
+        total is None for a corpus of unknown size.
+        """
+        return self.collect(model, layers, progress).moments
+
+    def collect(
+        self,
+        model: EditableModel,
+        layers: Sequence[int],
+        progress: Report | None = None,
+        starting: Callable[[Sequence[int]], object] | None = None,
+    ) -> Collection:
+        """:meth:`moments`, and an account of how they came about.
+
+        `starting` is called with the layers that have to be computed, before any memory is taken for them.
         """
         found = {layer: self.known[layer] for layer in layers if layer in self.known}
         missing = [layer for layer in dict.fromkeys(layers) if layer not in found]
         if not missing:
-            return found
+            return Collection(found, self.samples)
         if self.corpus is None:
             raise StatisticsError(
                 f"no second moments for layers {missing} and no corpus to take them from; name one: "
                 "--corpus text:FILE on the command line, corpus='text:FILE' in Python"
             )
-        paths = {layer: self._path(model, layer) for layer in missing}
-        for layer, path in paths.items():
-            if path.exists():
-                found[layer] = _load(path)
-        missing = [layer for layer in missing if layer not in found]
-        if missing:
-            total = min(self.samples or self.corpus.size, self.corpus.size)
-            report = None if progress is None else lambda done: progress(done, total)
-            computed = second_moments(model, self.corpus.documents(self.samples), missing, progress=report)
-            for layer, moment in computed.items():
-                self._store(paths[layer], moment, layer)
-                found[layer] = replace(moment, basis_file=_basis_file(paths[layer]))
-        return found
+        files = self._files(model, missing)
+        if self.corpus.shared is not None:
+            shared = self.corpus.shared.moments(model, missing)
+            found |= {layer: replace(moment, file=files.moment(layer, self.samples)) for layer, moment in shared.items()}
+            return Collection(found, self.corpus.shared.origin.samples)
+        if self.until is not None and (settled := files.settled(self.samples, self.until)).exists():
+            # After how many documents these layers had converged is known: their moments are those over so many.
+            return replace(self, samples=_read_settled(settled), until=None, measured=True).collect(
+                model, layers, progress, starting
+            )
+        if self.until is None:
+            for layer in missing:
+                path = files.moment(layer, self.samples)
+                if path.exists():
+                    found[layer] = _load(path)
+            missing = [layer for layer in missing if layer not in found]
+        if not missing:
+            return Collection(found, self.samples)
+        if starting is not None:
+            starting(missing)
+        return self._compute(model, files, missing, found, progress)
 
-    def _path(self, model: EditableModel, layer: int) -> Path:
+    def adopt(self, model: EditableModel, shared: SharedStatistics) -> dict[int, SecondMoment]:
+        """Store exported moments as if they had been computed here, and give them.
+
+        **Raises** :class:`~bluedit.errors.StatisticsError` when they belong to another model.
+        """
+        origin = shared.origin
+        moments = shared.moments(model, sorted(origin.fingerprints))
+        key = {"corpus": origin.corpus_identity, "max_length": origin.max_length, "dtype": origin.dtype}
+        files = _Files(self._place, key, origin.fingerprints)
+        return {
+            layer: _store(files.moment(layer, origin.samples), moment, layer, origin.corpus)
+            for layer, moment in moments.items()
+        }
+
+    def export(self, path: Path, model: EditableModel, collection: Collection, name: str) -> Origin:
+        """Write a collection to a file that others can use, see :class:`~bluedit.statistics.sharing.Origin`."""
+        assert self.corpus is not None
+        return export_statistics(
+            path,
+            model,
+            collection.moments,
+            name=name,
+            corpus=self.corpus.name,
+            corpus_identity=self.corpus.identity,
+            samples=collection.samples,
+            max_length=self.length(model),
+        )
+
+    def length(self, model: EditableModel) -> int:
+        """After how many tokens documents are cut off: no more than the model takes."""
+        return min(self.max_length or model.context_length, model.context_length)
+
+    def _compute(
+        self,
+        model: EditableModel,
+        files: _Files,
+        layers: Sequence[int],
+        found: dict[int, SecondMoment],
+        progress: Report | None,
+    ) -> Collection:
+        assert self.corpus is not None
+        total = min((size for size in (self.samples, self.corpus.size) if size is not None), default=None)
+        report = None if progress is None else lambda done: progress(done, total)
+        measured = self.measured or self.until is not None
+        running = Pass(model, layers, max_length=self.length(model), measured=measured)
+        with self._resumable(running, files.partial(running.layers, self.samples, measured, self.until)) as save:
+            before, resumed = running.cursor.tokens, running.cursor.documents + running.cursor.block_documents
+            if report is not None and resumed:
+                report(resumed)
+            started = time.monotonic()
+            stopped = running.run(self.corpus.documents(self.samples), until=self.until, progress=report, after_block=save)
+            seconds, cursor = time.monotonic() - started, running.cursor
+            samples = cursor.documents if stopped else self.samples
+            for layer, moment in running.moments().items():
+                found[layer] = _store(files.moment(layer, samples), moment, layer, self.corpus.name)
+            if self.until is not None:
+                with atomic_file(files.settled(self.samples, self.until)) as temporary:
+                    temporary.write_text(json.dumps({"samples": samples}), encoding="utf-8")
+        return Collection(
+            found, samples, running.layers, resumed, cursor.tokens, cursor.padded, cursor.tokens - before, seconds
+        )
+
+    @contextlib.contextmanager
+    def _resumable(self, running: Pass, path: Path) -> Generator[Callable[[], None]]:
+        """The pass as an earlier call left it, and a function that saves it now and then; nothing is left once it is done."""
+        if path.exists():
+            _restore(running, path)
+        last, took = time.monotonic(), 0.0
+
+        def save(*, now: bool = False) -> None:
+            nonlocal last, took
+            started = time.monotonic()
+            if now or started - last >= max(self.save_every, _SAVING_SHARE * took):
+                with atomic_file(path) as temporary:
+                    save_file(running.state(), temporary, metadata={"cursor": running.cursor.model_dump_json()})
+                last = time.monotonic()
+                took = last - started
+
+        try:
+            yield save
+        except BaseException:
+            # Ctrl-C, or a data set that is out of reach all of a sudden: what is done is done.
+            if running.whole and running.cursor.tokens:
+                save(now=True)
+            raise
+        path.unlink(missing_ok=True)
+
+    @property
+    def _place(self) -> Path:
+        return self.folder or cache_folder() / "second_moments"
+
+    def _files(self, model: EditableModel, layers: Sequence[int]) -> _Files:
         assert self.corpus is not None
         key = {
-            "format": _FORMAT,
-            "model": model.fingerprint(through=layer),
-            "layer": layer,
             "corpus": self.corpus.identity,
-            "samples": self.samples,
-            "max_length": model.context_length,
-            "dtype": str(model.weight(layer).dtype),
+            "max_length": self.length(model),
+            "dtype": str(model.weight(layers[0]).dtype),
         }
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        return (self.folder or cache_folder() / "second_moments") / f"{name}.safetensors"
+        return _Files(self._place, key, {layer: model.fingerprint(through=layer) for layer in layers})
 
-    def _store(self, path: Path, moment: SecondMoment, layer: int) -> None:
-        assert self.corpus is not None
-        metadata = {"tokens": str(moment.tokens), "layer": str(layer), "corpus": self.corpus.name}
-        with atomic_file(path) as temporary:
-            save_file({"second_moment": moment.matrix_FF.cpu()}, temporary, metadata=metadata)
+
+@dataclass(frozen=True)
+class _Files:
+    """Names of files, from everything that determines what they hold: `key` is what all layers share."""
+
+    folder: Path
+    key: Mapping[str, Any]
+    fingerprints: Mapping[int, str]
+
+    def moment(self, layer: int, samples: int | None) -> Path:
+        return self._named(".safetensors", layer=layer, samples=samples, model=self.fingerprints[layer])
+
+    def partial(self, layers: Sequence[int], samples: int | None, measured: bool, until: float | None) -> Path:
+        """Where an unfinished pass is kept."""
+        return self._named(".partial.safetensors", layers=layers, samples=samples, measured=measured, until=until)
+
+    def settled(self, samples: int | None, until: float) -> Path:
+        """Where it is kept after how many documents a pass stopped by itself."""
+        return self._named(".settled.json", samples=samples, until=until, layers=sorted(self.fingerprints))
+
+    def _named(self, suffix: str, **more: Any) -> Path:
+        key = {"format": _FORMAT, "model": self.fingerprints[max(self.fingerprints)], **self.key, **more}
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        return self.folder / f"{name}{suffix}"
+
+
+def _store(path: Path, moment: SecondMoment, layer: int, corpus: str) -> SecondMoment:
+    described = {
+        "tokens": str(moment.tokens),
+        "documents": json.dumps(moment.documents),
+        "layer": str(layer),
+        "corpus": corpus,
+        "curve": _CURVE.dump_json(moment.curve).decode(),
+    }
+    for derived in path.parent.glob(f"{path.stem}.*.safetensors"):  # of a moment that was here before
+        derived.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        save_file({"second_moment": moment.matrix_FF.cpu()}, temporary, metadata=described)
+    return replace(moment, file=path)
+
+
+def _read_settled(path: Path) -> int | None:
+    try:
+        samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
+        if samples is not None and type(samples) is not int:
+            raise ValueError(f"samples={samples!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StatisticsError(f"the stored record {path} cannot be read ({error}); remove it and run again") from error
+    return samples
+
+
+def _restore(running: Pass, path: Path) -> None:
+    try:
+        with safe_open(path, "pt") as file:
+            cursor = Cursor.model_validate_json((file.metadata() or {})["cursor"])
+            running.restore(cursor, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, ValidationError, KeyError, OSError, RuntimeError) as error:
+        raise StatisticsError(
+            f"the interrupted pass {path} cannot be gone on with ({error}); remove that file to begin anew"
+        ) from error
 
 
 def _load(path: Path) -> SecondMoment:
     try:
         with safe_open(path, "pt") as file:
             moment_FF = file.get_tensor("second_moment").to(torch.float64)
-            return SecondMoment(moment_FF, int(file.metadata()["tokens"]), _basis_file(path))
+            described = file.metadata()
+            documents, curve = json.loads(described["documents"]), _CURVE.validate_json(described["curve"])
+            return SecondMoment(moment_FF, int(described["tokens"]), path, documents, curve)
     except (SafetensorError, KeyError, OSError, TypeError, ValueError) as error:
         raise StatisticsError(f"the stored statistic {path} cannot be read ({error}); remove it and run again") from error
-
-
-def _basis_file(path: Path) -> Path:
-    """The eigenbasis of a stored moment lies beside it."""
-    return path.with_suffix(".eigenbasis.safetensors")
