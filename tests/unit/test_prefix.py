@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from random_models import random_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, MptConfig, PreTrainedConfig
 
 from bluedit.facts import Fact
 from bluedit.models import Batch, EditableModel, Row
-from bluedit.models.prefix import SuffixBatch
+from bluedit.models.prefix import Injection, SuffixBatch
 
 LAYERS = [0, 1, 2, 3]
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}
@@ -220,3 +221,15 @@ def test_model_is_as_before_when_a_pass_fails(tiny_models: EditableModel, rows: 
     with torch.no_grad():  # and still usable
         expected = _plain(tiny_models, rows, 1, torch.zeros(len(rows), 32))
         torch.testing.assert_close(suffixes.logits(suffixes.states_BSD, *_everywhere(rows)), expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_moved_rows_that_a_model_without_positions_could_not_hold(tiny_gpt2: EditableModel, delta_BD: Tensor) -> None:
+    """A long prefix beside a long suffix is longer than the context; MPT's distances end there."""
+    config = MptConfig(d_model=32, n_heads=4, n_layers=4, max_seq_len=24, vocab_size=500, expansion_ratio=2)
+    model = EditableModel(random_model(config), tiny_gpt2.tokenizer)
+    generator = torch.Generator().manual_seed(5)
+    ids = [tuple(torch.randint(1, 500, (24,), generator=generator).tolist()) for _ in range(2)]
+    full = [Row(ids[0], subject=22), Row(ids[1], subject=3)]
+    logits = Injection(model, full, 1, ("layer",)).logits(delta_BD[None, :2], *_everywhere(full))
+    torch.testing.assert_close(logits, _plain(model, full, 1, delta_BD[:2]), **CLOSE)
