@@ -49,15 +49,18 @@ class SuffixBatch:
         budget = plain_budget(model) if budget is None else budget
         subjects_B = torch.tensor([row.subject for row in rows])
         lengths_B = torch.tensor([len(row.ids) for row in rows])
-        longest = int(lengths_B.max())
-        self._cutting = model.caches_keys and (model.takes_positions or (layer >= 0 and longest <= model.context_length))
-        starts_B = subjects_B if self._cutting else torch.zeros_like(subjects_B)
-        prefix, suffix = int(starts_B.max()), int((lengths_B - starts_B).max())
+        prefix, suffix = int(subjects_B.max()), int((lengths_B - subjects_B).max())
+        self._cutting = model.caches_keys and (
+            model.takes_positions or (layer >= 0 and prefix + suffix <= model.context_length)
+        )
+        starts_B = subjects_B
+        if not self._cutting:
+            starts_B, prefix, suffix = torch.zeros_like(subjects_B), 0, int(lengths_B.max())
         # Prefixes are moved next to their suffixes, so that distances between tokens stay what they were.
         prefix_BP = starts_B[:, None] - prefix + torch.arange(prefix)
         suffix_BS = starts_B[:, None] + torch.arange(suffix)
         mask = torch.cat([prefix_BP >= 0, suffix_BS < lengths_B[:, None]], 1).long()
-        positions = suffix_BS.clamp_max(longest - 1)
+        positions = suffix_BS.clamp_max(int(lengths_B.max()) - 1)
         states_BSD, self._cached = self._plain_pass(prefix_BP, positions, starts_B, budget)
         self.states_BSD, device = states_BSD, states_BSD.device
         self._mask, self._positions = mask.to(device), positions.to(device)
