@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from bluedit import __version__
-from bluedit.cli import demo, edit, evaluate, known, patch, run
+from bluedit.cli import demo, edit, evaluate, known, patch, run, trace
 
 __all__ = ["app", "main"]
 
@@ -37,6 +37,7 @@ app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
+app.command("trace")(trace.trace)
 app.command("models")(known.models)
 app.command("methods")(known.methods)
 app.add_typer(patch.app, name="patch")
