@@ -183,7 +183,9 @@ def test_an_error_leaves_no_hook(tiny_gpt2: EditableModel, monkeypatch: pytest.M
         trace_fact(tiny_gpt2, _question(tiny_gpt2, *PROMPTS["the start"]), TraceSettings(samples=1), 0.5)
 
 
-@pytest.mark.parametrize("bad", [{"sites": ()}, {"sites": ("mpl",)}, {"noise": -1.0}, {"samples": 0}, {"window": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"sites": ()}, {"sites": ("mpl",)}, {"noise": -1.0}, {"noise": float("nan")}, {"samples": 0}, {"window": 0}]
+)
 def test_settings_out_of_range(bad: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         TraceSettings(**bad)
