@@ -46,7 +46,7 @@ class Choice:
     """Critical layers, and what the choice rests on.
 
     - `layers`: all of the range, rising.
-    - `peak`: the layer whose MLPs have the largest effect: the one to edit where only one is.
+    - `peak`: the layer of the range whose MLPs have the largest effect: the one to edit where only one is.
     - `facts`: how many facts were averaged.
     - `agreement`: the share of bootstrap resamples of the facts that choose the same first and last layer.
     """
@@ -108,9 +108,8 @@ def choose(mlp_NL: np.ndarray, layer_NL: np.ndarray) -> Choice:
     first, last = _range(*means)
     draws = np.random.default_rng(0).integers(0, len(mlp_NL), (_RESAMPLES, len(mlp_NL)))
     same = [_range(mlp_NL[chosen].mean(0), layer_NL[chosen].mean(0)) == (first, last) for chosen in draws]
-    return Choice(
-        layers=tuple(range(first, last + 1)), peak=int(means[0].argmax()), facts=len(mlp_NL), agreement=float(np.mean(same))
-    )
+    peak = first + int(means[0][first : last + 1].argmax())
+    return Choice(layers=tuple(range(first, last + 1)), peak=peak, facts=len(mlp_NL), agreement=float(np.mean(same)))
 
 
 def _range(mlp_L: np.ndarray, layer_L: np.ndarray) -> tuple[int, int]:
