@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
-from typing import Any, Protocol, TypedDict, Unpack, cast, overload
+from typing import Any, Literal, Protocol, TypedDict, Unpack, cast, overload
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class EditOptions(TypedDict, total=False):
 
     method: Method | str | None
     strategy: Strategy | str | None
-    layers: Sequence[int] | None
+    layers: Sequence[int] | Literal["auto"] | None
     settings: Settings | Mapping[str, Any] | None
     corpus: str | Statistics | None
     templates: Sequence[str] | None
@@ -126,7 +126,8 @@ def edit(model: Any, *arguments: Any, progress: Progress = silent, **options: Un
 
     - `method`: a :class:`~bluedit.methods.Method` or a name; `blue(MEMIT)` when left out.
     - `strategy`: replaces the method's strategy: a :class:`~bluedit.strategies.Strategy` or a name.
-    - `layers`: the critical layers; may be left out for known models.
+    - `layers`: the critical layers; may be left out for known models. `"auto"`: those that the kept trace of this very model
+      shows (see :mod:`bluedit.tracing.choice`).
     - `settings`: :class:`~bluedit.methods.Settings`, or a mapping of overrides such as `{"lambda": 5}`.
     - `corpus`: where second moments come from: `"text:FILE"`, or a :class:`~bluedit.statistics.Statistics`.
     - `templates`: context templates; generated from the model with `seed` when left out.
@@ -152,7 +153,7 @@ def plan_edit(
     *,
     method: Method | str | None = None,
     strategy: Strategy | str | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | Literal["auto"] | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
     corpus: str | Statistics | None = None,
     templates: Sequence[str] | None = None,
@@ -163,6 +164,10 @@ def plan_edit(
     if strategy is not None:
         chosen = chosen.with_strategy(find_strategy(strategy))
     known = lookup(model.model.config)
+    if layers == "auto":
+        from bluedit.tracing.choice import recall
+
+        layers = chosen.strategy.fixed_layers or recall(model).layers_for(chosen.strategy)
     if layers is None and chosen.strategy.fixed_layers:
         layers = chosen.strategy.fixed_layers
     if layers is None and known is not None:
@@ -173,7 +178,7 @@ def plan_edit(
         example = "--layers 5 or layers=[5]" if chosen.strategy == SINGLE else "--layers 4-8 or layers=range(4, 9)"
         raise SettingsError(
             f"the critical layers of this model (of {model.structure.depth} layers) are not known for {chosen.name}; name "
-            f"them, as in {example}"
+            f"them, as in {example}, or have them chosen: `bluedit trace`, then auto"
         )
     if isinstance(layers, str) or not all(type(layer) is int for layer in layers):
         raise SettingsError(f"layers={layers!r} is not understood; give whole numbers, as in layers=range(4, 9)")

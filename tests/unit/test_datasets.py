@@ -131,7 +131,7 @@ def _with(record: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def test_exports() -> None:
-    assert bluedit.datasets.__all__ == ["Case", "World", "read_cases", "read_dataset"]
+    assert bluedit.datasets.__all__ == ["Case", "World", "read_cases", "read_dataset", "read_known"]
     assert all(hasattr(bluedit.datasets, name) for name in bluedit.datasets.__all__)
 
 

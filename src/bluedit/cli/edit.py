@@ -24,9 +24,17 @@ from bluedit.errors import SettingsError
 from bluedit.layers import parse_layers
 
 if TYPE_CHECKING:
+    from bluedit.cli.console import Bars
+    from bluedit.datasets import Case
+    from bluedit.methods import Method
+    from bluedit.models import EditableModel
     from bluedit.patches import Patch
+    from bluedit.tracing.choice import Choice
 
 __all__ = ["edit"]
+
+_EMBEDDED_FACTS = ("world:counterfact:0:2", 60)
+"""What an embedded model's layers are chosen on: a draw of its own, on which nothing is reported."""
 
 
 def edit(
@@ -43,7 +51,19 @@ def edit(
         ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option("--layers", help="Critical layers, 1-4 or 1,2,3,4; may be left out for known models.")
+        str | None,
+        typer.Option(
+            "--layers",
+            help="Critical layers, 1-4 or 1,2,3,4; may be left out for known models. auto: chosen by causal tracing.",
+        ),
+    ] = None,
+    trace_facts: Annotated[
+        str | None,
+        typer.Option(
+            "--trace-facts",
+            metavar="FILE",
+            help="With --layers auto: choose them on these facts; by default on the last `bluedit trace` of this model.",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the method, e.g. lambda=5.")
@@ -78,7 +98,11 @@ def edit(
     as_json: AsJson = False,
 ) -> None:
     """Write facts into a model, as a patch. The model's own files are not touched."""
-    critical, overrides = parse_layers(layers) if layers else None, parse_assignments(settings or [])
+    automatic = layers == "auto"
+    critical = parse_layers(layers) if layers and not automatic else None
+    overrides = parse_assignments(settings or [])
+    if trace_facts and not automatic:
+        raise SettingsError("--trace-facts is what --layers auto chooses on; say --layers auto too")
     from bluedit.methods import method as find_method
     from bluedit.strategies import strategy as find_strategy
 
@@ -89,7 +113,7 @@ def edit(
     chosen.override(overrides)
     if session and not batch_size:
         raise SettingsError("--session keeps a sequence; say how many facts a batch has with --batch-size")
-    from bluedit.datasets import read_cases
+    from bluedit.datasets import read_cases, read_known
     from bluedit.errors import DatasetError, FactError
     from bluedit.facts import check_facts
 
@@ -97,6 +121,7 @@ def edit(
         checked = check_facts(case.fact for case in read_cases(facts, limit=limit))
     except FactError as error:
         raise DatasetError(str(facts), [str(error)]) from error
+    traced = read_known(trace_facts) if trace_facts else None
     chosen.check_batch(min(batch_size or len(checked), len(checked)))
     contexts = read_templates(templates)
 
@@ -112,6 +137,12 @@ def edit(
     source = Statistics(read_corpus(corpus), samples) if corpus else None
     with console.bars() as bars:
         editable = load_model(model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code)
+        if automatic and not chosen.strategy.fixed_layers:
+            choice = _choose(editable, model, traced, seed, bars)
+            critical = choice.layers_for(chosen.strategy)
+            console.say(
+                f"layers {choice} chosen by causal tracing of {choice.facts} facts; edited: {_listed(chosen, critical)}"
+            )
         plan = plan_edit(
             editable, (), method=chosen, layers=critical, settings=overrides, corpus=source, templates=contexts, seed=seed
         )
@@ -124,6 +155,27 @@ def edit(
 
         console.show(describe(patch))
         console.say(f"written to {out}; apply it with: bluedit patch apply {out} --model {model} --out FOLDER")
+
+
+def _choose(editable: EditableModel, name: str, traced: list[Case] | None, seed: int, bars: Bars) -> Choice:
+    """The layers that a trace of `traced` shows, or else the kept trace of this model; an embedded model has facts of its
+    own."""
+    from bluedit.datasets import read_dataset
+    from bluedit.tracing.choice import layers_by_tracing, recall
+    from bluedit.zoo import EMBEDDED
+
+    if traced is None:
+        try:
+            return recall(editable)
+        except SettingsError:
+            if name not in EMBEDDED:
+                raise
+        traced = read_dataset(*_EMBEDDED_FACTS)
+    return layers_by_tracing(editable, traced, seed=seed, progress=bars)
+
+
+def _listed(method: Method, layers: tuple[int, ...]) -> str:
+    return ", ".join(str(step.layer) for step in method.strategy.steps(layers))
 
 
 def _document(patch: Patch) -> dict[str, Any]:

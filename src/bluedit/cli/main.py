@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from bluedit import __version__
-from bluedit.cli import demo, edit, evaluate, known, patch, run, stats
+from bluedit.cli import demo, edit, evaluate, known, patch, run, stats, trace
 
 __all__ = ["app", "main"]
 
@@ -38,6 +38,7 @@ app.command("edit")(edit.edit)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
 app.command("stats")(stats.stats)
+app.command("trace")(trace.trace)
 app.command("models")(known.models)
 app.command("methods")(known.methods)
 app.add_typer(patch.app, name="patch")

@@ -16,7 +16,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
@@ -30,14 +30,17 @@ from bluedit.errors import DatasetError, FactError, did_you_mean
 from bluedit.facts import Fact, conflicts
 
 __all__ = [
+    "KNOWN",
     "SCHEMAS",
     "CounterFactRecord",
     "EditRow",
     "FlatCounterFactRecord",
+    "KnownRecord",
     "Schema",
     "ZsreRecord",
     "read_cases",
     "read_dataset",
+    "read_known",
 ]
 
 # -- what a row holds ----------------------------------------------------------------------------------------------
@@ -216,6 +219,19 @@ class EditRow(Schema):
         )
 
 
+class KnownRecord(Schema):
+    """What a model is asked to know already (`known_1000`, published with ROME): nothing is to be edited."""
+
+    known_id: Identifier | None = None
+    prompt: Text
+    subject: Text
+    attribute: Text
+    relation_id: Text | None = None
+
+    def case(self, position: int) -> Case:
+        return Case(fact=Fact(self.prompt, self.subject, self.attribute, self.known_id or str(position), self.relation_id))
+
+
 def _given(text: str | None) -> tuple[str, ...]:
     return () if text is None else (text,)
 
@@ -226,6 +242,9 @@ SCHEMAS: dict[str, type[Schema]] = {
     "zsre": ZsreRecord,
     "edits": EditRow,
 }
+
+KNOWN: dict[str, type[Schema]] = SCHEMAS | {"known": KnownRecord}
+"""What facts that a model knows already may come in: its rows ask for no edit, so they are no cases to edit or to score."""
 
 # -- how rows are cut out of a file --------------------------------------------------------------------------------
 
@@ -344,7 +363,13 @@ def _fault(error: json.JSONDecodeError) -> str:
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_cases(path: str | os.PathLike[str], *, format: str | None = None, limit: int | None = None) -> list[Case]:
+def read_cases(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    limit: int | None = None,
+    schemas: Mapping[str, type[Schema]] = SCHEMAS,
+) -> list[Case]:
     """The cases in a file, in its order, repetitions included.
 
     **Arguments**
@@ -352,18 +377,27 @@ def read_cases(path: str | os.PathLike[str], *, format: str | None = None, limit
     - `path`: a JSON list, JSON Lines or CSV, in UTF-8. The suffix says which; where it does not, the content does.
     - `format`: the schema, a name in :data:`SCHEMAS`; recognised from the rows' keys when left out.
     - `limit`: read the first so many rows only; what follows them is not validated.
+    - `schemas`: those that are looked for.
 
     **Raises** :class:`~bluedit.errors.DatasetError` with every row that cannot be used, its place and the mend.
     """
     source = os.fspath(path)
-    if format is not None and format not in SCHEMAS:
-        raise DatasetError(source, [did_you_mean(format, SCHEMAS, what="format")])
+    if format is not None and format not in schemas:
+        raise DatasetError(source, [did_you_mean(format, schemas, what="format")])
     text = _read_text(source)
     container = _container(source, text)
-    return _cases(source, _CONTAINERS[container](text), format=format, limit=limit, container=container)
+    return _cases(source, _CONTAINERS[container](text), format=format, limit=limit, container=container, schemas=schemas)
 
 
-def read_dataset(spec: str, limit: int | None = None) -> list[Case]:
+def read_known(spec: str, limit: int | None = None) -> list[Case]:
+    """Facts that a model may know already: what :func:`read_dataset` reads, and tracing prompts (`known_1000`).
+
+    A case's true target is what the model should know; where it has none, as in tracing prompts, that is its fact's target.
+    """
+    return read_dataset(spec, limit, schemas=KNOWN)
+
+
+def read_dataset(spec: str, limit: int | None = None, *, schemas: Mapping[str, type[Schema]] = SCHEMAS) -> list[Case]:
     """The cases that a data set's name on the command line stands for.
 
     **Arguments**
@@ -372,20 +406,21 @@ def read_dataset(spec: str, limit: int | None = None) -> list[Case]:
       synthetic world's cases, optionally with the world's seed, that of the draw of cases, and a kind of subject:
       `world:zsre:7:1:person`. An existing file of exactly this name comes first.
     - `limit`: the first so many cases only.
+    - `schemas`: those that are looked for.
 
     **Raises** :class:`~bluedit.errors.DatasetError` as :func:`read_cases`, and for names that are not known.
     """
     name, _, rest = spec.partition(":")
     # A single letter before the colon is a Windows drive, and a name with other signs in it a path.
     if ":" not in spec or not re.fullmatch(r"[\w-]{2,}", name) or Path(spec).is_file():
-        return read_cases(spec, limit=limit)
+        return read_cases(spec, limit=limit, schemas=schemas)
     if name == "world":
         return _world_cases(spec, *rest.split(":"), limit=limit)
-    if name not in SCHEMAS:
-        raise DatasetError(spec, [did_you_mean(name, [*SCHEMAS, "world"], what="data set")])
+    if name not in schemas:
+        raise DatasetError(spec, [did_you_mean(name, [*schemas, "world"], what="data set")])
     if not rest:
         raise DatasetError(spec, [f"no file is named; write {name}:FILE"])
-    return read_cases(rest, format=name, limit=limit)
+    return read_cases(rest, format=name, limit=limit, schemas=schemas)
 
 
 def _world_cases(spec: str, format: str, *options: str, limit: int | None) -> list[Case]:
@@ -407,13 +442,21 @@ def _world_cases(spec: str, format: str, *options: str, limit: int | None) -> li
     return _cases(spec, rows, format=format, limit=limit)
 
 
-def _cases(source: str, rows: Iterable[_Row], *, format: str | None, limit: int | None, container: str = "json") -> list[Case]:
+def _cases(
+    source: str,
+    rows: Iterable[_Row],
+    *,
+    format: str | None,
+    limit: int | None,
+    container: str = "json",
+    schemas: Mapping[str, type[Schema]] = SCHEMAS,
+) -> list[Case]:
     if limit is not None and limit < 1:
         raise DatasetError(source, [f"the limit is {limit}; ask for at least one case"])
     read = list(itertools.islice(rows, limit))
     if not read:
         raise DatasetError(source, ["holds no records; it should hold one per edit"])
-    schema = SCHEMAS[format] if format else _recognise(source, read)
+    schema = schemas[format] if format else _recognise(source, read, schemas)
     cases: list[Case] = []
     places: list[str] = []
     problems: list[tuple[str, str]] = []
@@ -438,10 +481,10 @@ def _cases(source: str, rows: Iterable[_Row], *, format: str | None, limit: int 
     return cases
 
 
-def _recognise(source: str, rows: list[_Row]) -> type[Schema]:
+def _recognise(source: str, rows: list[_Row], schemas: Mapping[str, type[Schema]]) -> type[Schema]:
     """The schema whose required keys the rows hold among them, so that a key missing here and there does no harm."""
     found = {key for row in rows if isinstance(row.record, dict) for key in cast("dict[str, Any]", row.record)}
-    for schema in SCHEMAS.values():
+    for schema in schemas.values():
         if found.issuperset(schema.required()):
             return schema
     if not found:  # Nothing here has keys; as edits, each row is told so.
@@ -450,7 +493,7 @@ def _recognise(source: str, rows: list[_Row]) -> type[Schema]:
     nearest = {key: difflib.get_close_matches(key, found - {*expected}, n=1) for key in expected if key not in found}
     hints = [f" Is {close[0]!r} meant to be {key!r}?" for key, close in nearest.items() if close]
     unknown = (
-        f"looks like none of {_listed(SCHEMAS)}: found the keys {_listed(sorted(found))}; "
+        f"looks like none of {_listed(schemas)}: found the keys {_listed(sorted(found))}; "
         f"expected for `edits`: {_listed(expected)}.{''.join(hints)}"
     )
     raise DatasetError(source, [*_grouped((row.place, row.problem) for row in rows if row.problem), unknown])

@@ -81,6 +81,11 @@ class TextEncoder:
 
     def subject_row(self, text: str, start: int, end: int, target: tuple[int, ...] = ()) -> Row:
         """A row of `text` whose subject takes up the characters from `start` to `end`."""
+        ids, subject = self.subject_tokens(text, start, end)
+        return Row(ids + target[:-1], subject[-1], target)
+
+    def subject_tokens(self, text: str, start: int, end: int) -> tuple[tuple[int, ...], range]:
+        """The ids of a text, and the positions of those that hold its characters from `start` to `end`."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         touching = [
             index
@@ -89,8 +94,8 @@ class TextEncoder:
         ]
         if not touching:
             raise FactError(f"no token of {text!r} holds its subject {text[start:end]!r}; check the spelling")
-        ids = self._prefix + tuple(encoded["input_ids"])
-        return Row(ids + target[:-1], len(self._prefix) + touching[-1], target)
+        before = len(self._prefix)
+        return self._prefix + tuple(encoded["input_ids"]), range(before + touching[0], before + touching[-1] + 1)
 
 
 @dataclass(frozen=True)

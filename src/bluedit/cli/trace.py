@@ -1,0 +1,139 @@
+"""`bluedit trace`: where a model keeps its facts, and which layers to edit."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bluedit.cli.options import AsJson, Device, Dtype, Force, Limit, Model, Seed, TrustRemoteCode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bluedit.tracing.choice import Choice
+    from bluedit.tracing.trace import Trace
+
+__all__ = ["trace"]
+
+
+def trace(
+    model: Model,
+    facts: Annotated[
+        str,
+        typer.Option(
+            "--facts", "-f", help="Facts that the model may know: known_1000, CounterFact, an edits file, or world:counterfact."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Keep the trace and its figures in this folder, fact by fact; stopped, it goes on there."
+        ),
+    ] = None,
+    sites: Annotated[
+        str, typer.Option("--sites", help="What is restored: layer (the hidden state), mlp, attention.")
+    ] = "layer,mlp,attention",
+    noise: Annotated[
+        float, typer.Option("--noise", min=0.0, help="The noise, in standard deviations of the subjects' embeddings.")
+    ] = 3.0,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of noise for each fact.")] = 10,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", min=1, help="Layers of MLP or attention restored together; 10 of 48, scaled, by default."),
+    ] = None,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Draw heat maps of the first so many known facts.")] = 3,
+    limit: Limit = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    force: Force = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the layers that carry what a model knows, and choose those to edit. Facts it does not know are left out."""
+    from bluedit.datasets import read_known
+    from bluedit.tracing.restoring import TraceSettings
+
+    settings = TraceSettings(
+        sites=tuple(name.strip() for name in sites.split(",") if name.strip()),
+        noise=noise, samples=samples, window=window, seed=seed,
+    )  # fmt: skip
+    cases = read_known(facts, limit)
+
+    import shutil
+
+    from bluedit.cli import console
+    from bluedit.errors import SettingsError
+    from bluedit.files import writable_target
+    from bluedit.models import load_model
+    from bluedit.tracing.choice import choose_layers, remember
+    from bluedit.tracing.trace import TRACE_MARKER, trace_cases
+
+    if out and force and out.exists():
+        shutil.rmtree(writable_target(out, replace=True, marker=TRACE_MARKER))
+    with console.bars() as bars:
+        editable = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        started = time.monotonic()
+        traced = trace_cases(editable, cases, settings, out, progress=bars)
+        seconds = round(time.monotonic() - started, 3)
+        try:
+            choice, problem = choose_layers(traced), ""
+            remember(traced.model, choice)
+        except SettingsError as error:
+            choice, problem = None, str(error)
+        figures: list[Path] = []
+        if out:
+            from bluedit.tracing.figures import save_figures
+
+            figures = save_figures(traced, out, choice, examples)
+    if as_json:
+        document: dict[str, Any] = {
+            "model": model,
+            "facts": facts,
+            "out": str(out) if out else None,
+            **traced.summary(),
+            "choice": choice.as_dict() if choice else None,
+            "figures": [str(path) for path in figures],
+            "seconds": seconds,
+        }
+        console.emit(document)
+        return
+    console.show(_table(traced, facts))
+    console.show(_counts(traced))
+    console.show(_said(choice) if choice else f"no layers chosen: {problem}")
+    if out:
+        console.say(f"written to {out}: trace.json, restored.safetensors, {', '.join(path.name for path in figures)}")
+
+
+def _table(traced: Trace, facts: str) -> Table:
+    from rich.table import Table
+
+    sites = traced.settings.sites
+    averages = {site: traced.average(site) for site in sites}
+    table = Table(
+        title=f"{facts}: average indirect effect at the subject's last token, percentage points [95 % interval]",
+        title_justify="left",
+        header_style="bold",
+    )
+    for name in ("layer", *({"layer": "hidden state"}.get(site, site) for site in sites)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for layer in range(traced.depth):
+        table.add_row(str(layer), *(f"{averages[site][layer]:}" if averages[site] else "-" for site in sites))
+    return table
+
+
+def _counts(traced: Trace) -> str:
+    lines = f"{len(traced.facts)} facts known and traced, {len(traced.unknown)} unknown, {len(traced.refused)} refused"
+    refused = "".join(f"\n  {name}: {reason}" for name, reason in traced.refused.items())
+    return f"{lines}{refused}\ntotal effect {traced.total()}"
+
+
+def _said(choice: Choice) -> str:
+    first, last = choice.boundary
+    return (
+        f"critical layers {choice}, boundary pair {first} and {last}, one layer {choice.peak} "
+        f"({choice.facts} facts; {choice.agreement:.0%} of resamples choose the same range)"
+    )

@@ -1,0 +1,1 @@
+"""Causal tracing: which layers carry a fact, and from it which layers to edit."""

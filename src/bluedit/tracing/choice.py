@@ -1,0 +1,172 @@
+"""Which layers to edit in a model that nobody has tuned, read off a trace.
+
+*Concept.* An edit at layer l writes the fact into that layer's MLP and hands it on in the hidden state of the subject's last
+token. It needs two things: that MLPs put facts there, and that somebody above still reads the fact from there. A trace
+measures both at the subject's last token: the indirect effect of the MLPs around l, and that of the hidden state after l, which
+falls off where attention has carried the fact away to the prompt's last token.
+
+*Rule.* The critical layers begin with the first layer whose MLPs restore at least half of what any layer's do, and end with the
+last whose hidden state restores at least half of what any layer's does:
+
+    first = min { l : m(l) >= max m / 2 },    last = max { l >= first : h(l) >= max h / 2 }    (first where there is none)
+
+with m, h the average indirect effects at the subject's last token. The first part is MEMIT's criterion for the early end of its
+range (section 4.1); the late end is where value optimisation loses its hold. BLUE edits the two ends.
+
+Shapes: N facts, L layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bluedit.datasets.cases import Case
+from bluedit.errors import SettingsError
+from bluedit.files import atomic_file, cache_folder
+from bluedit.models import EditableModel
+from bluedit.strategies import Strategy
+from bluedit.tracing.restoring import TraceSettings
+from bluedit.tracing.trace import Trace, trace_cases
+
+__all__ = ["Choice", "choose", "choose_layers", "layers_by_tracing", "recall", "remember"]
+
+_SHARE = 0.5
+_RESAMPLES = 1000
+_SITES = ("layer", "mlp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Critical layers, and what the choice rests on.
+
+    - `layers`: all of the range, rising.
+    - `peak`: the layer of the range whose MLPs have the largest effect: the one to edit where only one is.
+    - `facts`: how many facts were averaged.
+    - `agreement`: the share of bootstrap resamples of the facts that choose the same first and last layer.
+    """
+
+    layers: tuple[int, ...]
+    peak: int
+    facts: int
+    agreement: float
+
+    @property
+    def boundary(self) -> tuple[int, int]:
+        """BLUE's pair."""
+        return self.layers[0], self.layers[-1]
+
+    def layers_for(self, strategy: Strategy) -> tuple[int, ...]:
+        """The layers to give to a strategy: the peak alone where one layer is edited."""
+        return (self.peak,) if strategy.one_layer else self.layers
+
+    def as_dict(self) -> dict[str, Any]:
+        """The choice for JSON."""
+        return {**asdict(self), "layers": list(self.layers), "boundary": list(self.boundary)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Choice:
+        """The choice of :meth:`as_dict`."""
+        return cls(
+            layers=tuple(record["layers"]),
+            peak=record["peak"],
+            facts=record["facts"],
+            agreement=record["agreement"],
+        )
+
+    def __str__(self) -> str:
+        first, last = self.boundary
+        return f"{first}-{last}" if first < last else str(first)
+
+
+def choose_layers(trace: Trace) -> Choice:
+    """The critical layers that a trace shows.
+
+    **Raises** :class:`~bluedit.errors.SettingsError` when it shows none, or was not made at the sites that are needed.
+    """
+    if missing := [site for site in _SITES if site not in trace.settings.sites]:
+        raise SettingsError(f"layers are chosen from the sites {' and '.join(_SITES)}; {missing[0]} was not traced")
+    return choose(trace.effects("mlp"), trace.effects("layer"))
+
+
+def choose(mlp_NL: np.ndarray, layer_NL: np.ndarray) -> Choice:
+    """The rule on indirect effects at the subject's last token, of every fact: of MLPs and of hidden states, (N, L).
+
+    **Raises** :class:`~bluedit.errors.SettingsError` when there is no fact, or no effect at any layer.
+    """
+    means = [effects_NL.mean(0) if len(effects_NL) else np.zeros(effects_NL.shape[1]) for effects_NL in (mlp_NL, layer_NL)]
+    if min(values.max(initial=0.0) for values in means) <= 0:
+        raise SettingsError(
+            f"the trace of {len(mlp_NL)} facts shows no effect at the subject's last token, and no layers can be chosen: "
+            "trace more facts, whose prompts do not end with their subject, or name the layers"
+        )
+    first, last = _range(*means)
+    draws = np.random.default_rng(0).integers(0, len(mlp_NL), (_RESAMPLES, len(mlp_NL)))
+    same = [_range(mlp_NL[chosen].mean(0), layer_NL[chosen].mean(0)) == (first, last) for chosen in draws]
+    peak = first + int(means[0][first : last + 1].argmax())
+    return Choice(layers=tuple(range(first, last + 1)), peak=peak, facts=len(mlp_NL), agreement=float(np.mean(same)))
+
+
+def _range(mlp_L: np.ndarray, layer_L: np.ndarray) -> tuple[int, int]:
+    first = int((mlp_L >= _SHARE * mlp_L.max()).argmax())
+    (holding,) = (layer_L >= _SHARE * layer_L.max()).nonzero()
+    return first, max(first, int(holding.max(initial=first)))
+
+
+# -- kept choices --------------------------------------------------------------------------------------------------
+
+
+def layers_by_tracing(
+    model: EditableModel,
+    cases: Sequence[Case],
+    *,
+    seed: int = 0,
+    progress: Callable[[str, int, int | None], object] = lambda *_: None,
+) -> Choice:
+    """Trace facts at the sites that a choice needs, choose, and remember.
+
+    The trace is kept in the cache folder: stopped, it goes on, and asked for again it is read.
+    """
+    trace = trace_cases(model, cases, TraceSettings(sites=_SITES, seed=seed), cached=True, progress=progress)
+    choice = choose_layers(trace)
+    remember(trace.model, choice)
+    return choice
+
+
+def remember(model: str, choice: Choice) -> None:
+    """Keep a choice for the model of this fingerprint, unless a kept one rests on more facts."""
+    kept = _load(_path(model))
+    if kept is None or kept.facts <= choice.facts:
+        with atomic_file(_path(model)) as temporary:
+            temporary.write_text(json.dumps(choice.as_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def recall(model: EditableModel) -> Choice:
+    """The choice kept for a model.
+
+    **Raises** :class:`~bluedit.errors.SettingsError` when there is none, with the way to one.
+    """
+    choice = _load(_path(model.fingerprint()))
+    if choice is None:
+        raise SettingsError(
+            "no trace of this model is kept to choose its layers from; run `bluedit trace --model NAME --facts FILE` "
+            "on facts it knows, name such a file with --trace-facts, or name the layers"
+        )
+    return choice
+
+
+def _path(model: str) -> Path:
+    return cache_folder() / "layers" / f"{model}.json"
+
+
+def _load(path: Path) -> Choice | None:
+    """The choice in a file; None where there is none that can be read: it is only a cache."""
+    try:
+        return Choice.of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,361 @@
+"""Tracing a file of facts: who is known, the traces of those who are, their averages, and a folder that keeps it all.
+
+A trace's folder:
+
+| path | holds |
+|---|---|
+| `trace.json` | what the trace depends on; once it is complete, also the facts, averages and the chosen layers |
+| `traced.jsonl` | while the trace is under way: a line for every fact that is done, so that a killed trace goes on |
+| `restored.safetensors` | per site p*(i, l) of all facts, one below the other, (tokens, L) float64 |
+
+Shapes: N facts, T tokens of a prompt, L layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from bluedit.datasets.cases import Case
+from bluedit.errors import DatasetError, FactError, InputError, SettingsError
+from bluedit.evaluation.intervals import Estimate, bootstrap
+from bluedit.evaluation.scoring import answer_queries
+from bluedit.files import atomic_file, cache_folder, writable_target
+from bluedit.models import EditableModel
+from bluedit.models.editable import Site
+from bluedit.tracing.restoring import FactTrace, Question, TraceSettings, trace_fact
+
+__all__ = ["GROUPS", "LAST_SUBJECT", "TRACE_MARKER", "Trace", "groups", "trace_cases"]
+
+LAST_SUBJECT = "last subject token"
+GROUPS = (
+    "first subject token",
+    "middle subject tokens",
+    LAST_SUBJECT,
+    "first token after",
+    "further tokens",
+    "last token",
+)
+"""The parts of a prompt that are averaged over, as in Meng et al. 2022a, figure 2."""
+
+TRACE_MARKER = "trace.json"
+"""The file that shows a folder to be a trace's."""
+_UNDER_WAY = "traced.jsonl"
+_TENSORS = "restored.safetensors"
+_FORMAT = 1
+
+
+def groups(length: int, subject: range) -> dict[str, range]:
+    """The tokens of each of :data:`GROUPS` in a prompt of `length` tokens. Each token is in one group; groups may be empty.
+
+    The prompt's last token is that even where it is the subject's: what is restored there is the answer itself. A subject of
+    one token has its last token only.
+    """
+    last = length - 1
+    end = min(subject.stop, last)
+    after = range(subject.stop, last)
+    return {
+        "first subject token": range(subject.start, min(subject.start + 1, subject.stop - 1)),
+        "middle subject tokens": range(subject.start + 1, max(subject.start + 1, subject.stop - 1)),
+        LAST_SUBJECT: range(subject.stop - 1, end),
+        "first token after": after[:1],
+        "further tokens": after[1:],
+        "last token": range(last, length),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+    """The traces of all facts that the model knows.
+
+    - `depth`: the model's number of layers, L; `model`: its fingerprint.
+    - `deviation`: the standard deviation of the subjects' embeddings, which the settings' `noise` counts.
+    - `facts`: the known facts' traces, in the file's order.
+    - `unknown`: ids of facts that the model does not know, left out.
+    - `refused`: ids of facts that cannot be traced, and why.
+    """
+
+    settings: TraceSettings
+    model: str
+    depth: int
+    deviation: float
+    facts: tuple[FactTrace, ...]
+    unknown: tuple[str, ...] = ()
+    refused: Mapping[str, str]
+
+    def effects(self, site: Site, group: str = LAST_SUBJECT) -> np.ndarray:
+        """Indirect effects of the facts that have tokens in the group, means over those, (N, L)."""
+        if site not in self.settings.sites:
+            raise SettingsError(f"site {site!r} was not traced; there is {', '.join(self.settings.sites)}")
+        rows = [
+            fact.effects(site)[tokens.start : tokens.stop].mean(0)
+            for fact in self.facts
+            if (tokens := groups(len(fact.tokens), fact.subject)[group])
+        ]
+        return np.array(rows).reshape(-1, self.depth)
+
+    def average(self, site: Site, group: str = LAST_SUBJECT) -> tuple[Estimate, ...]:
+        """The average indirect effect at each layer, in percentage points, with its 95 % bootstrap interval over facts.
+
+        Empty where no fact has a token in the group.
+        """
+        effects_NL = self.effects(site, group)
+        if not len(effects_NL):
+            return ()
+        return tuple(
+            bootstrap(len(column), lambda chosen, column=column: float(column[chosen].mean())) for column in effects_NL.T
+        )
+
+    def heat_map(self, site: Site) -> np.ndarray:
+        """Average indirect effects by group and layer, (groups, L), as probabilities; nan for groups without tokens."""
+        return np.array([e.mean(0) if len(e := self.effects(site, group)) else np.full(self.depth, np.nan) for group in GROUPS])
+
+    def total(self) -> Estimate | None:
+        """The average total effect p - p*, in percentage points."""
+        values = np.array([fact.clean - fact.corrupted for fact in self.facts])
+        return bootstrap(len(values), lambda chosen: float(values[chosen].mean())) if len(values) else None
+
+    def summary(self) -> dict[str, Any]:
+        """Averages and counts, for JSON. Effects are in percentage points; the last subject token's have intervals."""
+        total = self.total()
+        return {
+            "model_fingerprint": self.model,
+            "depth": self.depth,
+            "settings": self.settings.as_dict(),
+            "deviation": self.deviation,
+            "known": len(self.facts),
+            "unknown": len(self.unknown),
+            "refused": dict(self.refused),
+            "total_effect": total.as_dict() if total else None,
+            "at_last_subject_token": {
+                site: [estimate.as_dict() for estimate in self.average(site)] for site in self.settings.sites
+            },
+            "average": {
+                site: {
+                    group: None if np.isnan(row).any() else (100 * row).round(3).tolist()
+                    for group, row in zip(GROUPS, self.heat_map(site), strict=True)
+                }
+                for site in self.settings.sites
+            },
+        }
+
+    def save(self, folder: Path, more: Mapping[str, Any] | None = None) -> None:
+        """Write the trace to its folder; `more` is added to `trace.json`. The file that says it is complete comes last."""
+        folder.mkdir(parents=True, exist_ok=True)
+        depth = self.depth
+        tensors = {
+            site: np.concatenate([fact.restored[site] for fact in self.facts] or [np.zeros((0, depth))])
+            for site in self.settings.sites
+        }
+        with atomic_file(folder / _TENSORS) as temporary:
+            save_file(tensors, temporary)
+        document = {
+            "format": _FORMAT,
+            "complete": True,
+            **self.summary(),
+            "unknown_facts": list(self.unknown),
+            "facts": [fact.as_dict() for fact in self.facts],
+            **(more or {}),
+        }
+        _write(folder / TRACE_MARKER, document)
+        (folder / _UNDER_WAY).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> Trace:
+        """The trace in a folder.
+
+        **Raises** :class:`~bluedit.errors.InputError` when there is none, or none that is complete.
+        """
+        document = _read(folder / TRACE_MARKER)
+        if not document.get("complete"):
+            raise InputError(f"the trace in {folder} is not complete; run `bluedit trace` with --out {folder} again")
+        try:
+            tensors = load_file(folder / _TENSORS)
+            settings = document["settings"]
+            facts: list[FactTrace] = []
+            start = 0
+            for record in document["facts"]:
+                stop = start + len(record["tokens"])
+                restored = {site: tensors[site][start:stop] for site in settings["sites"]}
+                facts.append(FactTrace.of(record, restored))
+                start = stop
+            return cls(
+                settings=TraceSettings(**cast("dict[str, Any]", settings)),
+                model=document["model_fingerprint"],
+                depth=document["depth"],
+                deviation=document["deviation"],
+                facts=tuple(facts),
+                unknown=tuple(document["unknown_facts"]),
+                refused=document["refused"],
+            )
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise InputError(f"the trace in {folder} cannot be read ({error}); remove the folder and trace again") from error
+
+
+def trace_cases(
+    model: EditableModel,
+    cases: Sequence[Case],
+    settings: TraceSettings | None = None,
+    folder: Path | None = None,
+    *,
+    cached: bool = False,
+    progress: Callable[[str, int, int | None], object] = lambda *_: None,
+) -> Trace:
+    """Trace the facts that a model knows.
+
+    A case's object is its true target where it has one, else its fact's target. It is known when it is the model's greedy
+    answer, all tokens of it; facts that are not known are counted and left out.
+
+    **Arguments**
+
+    - `folder`: where every fact is kept as soon as it is done, and the whole trace at the end. A trace that was killed goes on
+      there, to the same bits; a complete one is read.
+    - `cached`: keep the trace in a folder of its own in the user's cache.
+    - `progress`: called as `progress(task, advance, total)`.
+
+    **Returns** a :class:`Trace`. The model is left as it was.
+
+    **Raises** :class:`~bluedit.errors.DatasetError` when no fact is known, :class:`~bluedit.errors.InputError` when the folder
+    holds another trace.
+    """
+    settings = settings or TraceSettings()
+    placed, refused = _questions(model, cases)
+    fingerprint = model.fingerprint()
+    claim = {
+        "format": _FORMAT,
+        "model_fingerprint": fingerprint,
+        "settings": settings.as_dict(),
+        "questions": hashlib.sha256(json.dumps([asdict(one) for one in placed], default=str).encode()).hexdigest()[:32],
+    }
+    if cached:
+        folder = cache_folder() / "traces" / hashlib.sha256(json.dumps(claim, sort_keys=True).encode()).hexdigest()[:32]
+    if folder is not None and _claimed(folder, claim):
+        return Trace.load(folder)
+    answers = answer_queries(model, [(one.prompt, one.object) for one in placed])
+    known = [one for one in placed if all(answers[one.prompt, one.object].correct)]
+    if not known:
+        raise DatasetError(
+            "trace",
+            [
+                f"the model knows none of the {len(cases)} facts (its greedy answer is another object), so there is nothing to "
+                "trace; give facts that it was trained on"
+            ],
+        )
+    deviation = _deviation(model, placed)
+    if folder is not None:
+        _write(folder / TRACE_MARKER, {"complete": False, "claim": claim})
+    done = list(_done(folder / _UNDER_WAY, settings)) if folder else []
+    progress("tracing", len(done), len(known))
+    for question in known[len(done) :]:
+        fact = trace_fact(model, question, settings, deviation)
+        done.append(fact)
+        if folder is not None:
+            _append(folder / _UNDER_WAY, fact)
+        progress("tracing", 1, len(known))
+    trace = Trace(
+        settings=settings,
+        model=fingerprint,
+        depth=model.structure.depth,
+        deviation=deviation,
+        facts=tuple(done),
+        unknown=tuple(one.id for one in placed if not all(answers[one.prompt, one.object].correct)),
+        refused=refused,
+    )
+    if folder is not None:
+        trace.save(folder, {"claim": claim})
+    return trace
+
+
+def _questions(model: EditableModel, cases: Sequence[Case]) -> tuple[list[Question], dict[str, str]]:
+    """The cases as questions, and by id why some cannot be asked."""
+    questions: list[Question] = []
+    refused: dict[str, str] = {}
+    for position, case in enumerate(cases):
+        fact, object = case.fact, case.true_target or case.fact.target
+        name = fact.id or str(position)
+        text, start, end = fact.subject_span()
+        try:
+            ids, subject = model.text.subject_tokens(text, start, end)
+            answer = model.text.target(object)
+        except FactError as error:
+            refused[name] = str(error)
+            continue
+        if len(ids) + len(answer) - 1 > model.context_length:
+            refused[name] = f"takes {len(ids)} tokens and {len(answer)} of its object; the model takes {model.context_length}"
+            continue
+        questions.append(
+            Question(id=name, prompt=text, subject_text=fact.subject, object=object, ids=ids, subject=subject, answer=answer[0])
+        )
+    return questions, refused
+
+
+@torch.no_grad()
+def _deviation(model: EditableModel, questions: Sequence[Question]) -> float:
+    """The standard deviation of the embeddings of all subjects' tokens, over all entries."""
+    ids = [token for one in questions for token in one.ids[one.subject.start : one.subject.stop]]
+    embeddings = model.model.get_input_embeddings()(torch.tensor([ids], device=model.device))
+    return float(embeddings.double().std())
+
+
+# -- the folder ----------------------------------------------------------------------------------------------------
+
+
+def _claimed(folder: Path, claim: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this very trace, complete.
+
+    **Raises** :class:`~bluedit.errors.InputError` when it holds something else.
+    """
+    path = folder / TRACE_MARKER
+    if not path.is_file():
+        writable_target(folder, replace=True)
+        return False
+    document = _read(path)
+    if document.get("claim") != claim:
+        raise InputError(
+            f"{folder} holds a trace of another model, of other facts, or with other settings; choose another folder with "
+            "--out, or say --force to lose it"
+        )
+    return bool(document.get("complete"))
+
+
+def _append(path: Path, fact: FactTrace) -> None:
+    # The numbers of a float64 survive JSON bit for bit.
+    record = fact.as_dict() | {"restored": {site: values.tolist() for site, values in fact.restored.items()}}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _done(path: Path, settings: TraceSettings) -> Iterator[FactTrace]:
+    """The facts that were traced before the trace was stopped. A line that a kill cut off is forgotten."""
+    if not path.is_file():
+        return
+    whole, separator, rest = path.read_bytes().rpartition(b"\n")
+    if rest:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(whole + separator)
+    for line in whole.decode().split("\n") if whole else ():
+        record = cast("dict[str, Any]", json.loads(line))
+        yield FactTrace.of(record, {site: np.array(record["restored"][site]) for site in settings.sites})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no trace in {path.parent}: {path.name} is missing") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; remove its folder and trace again") from error
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
