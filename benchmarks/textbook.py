@@ -89,21 +89,29 @@ def second_moment_of_one_layer(model: EditableModel, texts: Sequence[str], layer
 
 @torch.no_grad()
 def score_one(model: EditableModel, case: Case) -> dict[str, list[bool]]:
-    """Whether the new object is preferred (rewrite, paraphrases) or the true one (neighborhood), one record's prompts at a
-    time."""
+    """Whether the new object is preferred (rewrite, paraphrases) or the true one (neighborhood).
+
+    As the research code does: all prompts of one record with both targets are one padded batch, logits are computed at every
+    position, and their log-softmax is taken where a target's token is predicted.
+    """
     assert case.true_target is not None
-    found: dict[str, list[bool]] = {}
     kinds = {"ES": (case.fact.text,), "PS": case.paraphrases, "NS": case.neighborhood}
     targets = [model.text.target(text) for text in (case.fact.target, case.true_target)]
+    prompts = [prompt for prompts in kinds.values() for prompt in prompts]
+    rows = [Row(ids + target[:-1], target=target) for ids in map(model.text.prompt, prompts) for target in targets]
+    logits = model.forward(Batch.of(rows, model.device))
+    means = [
+        sum(
+            logits[index, position].log_softmax(-1, dtype=torch.float32)[token].item()
+            for position, token in zip(row.target_positions, row.target, strict=True)
+        )
+        / len(row.target)
+        for index, row in enumerate(rows)
+    ]
+    pairs = iter(zip(means[::2], means[1::2], strict=True))
+    found: dict[str, list[bool]] = {}
     for name, prompts in kinds.items():
-        if not prompts:
-            continue
-        rows = [Row(ids + target[:-1], target=target) for ids in map(model.text.prompt, prompts) for target in targets]
-        log_probs = model.forward(Batch.of(rows, model.device)).log_softmax(-1)
-        means = [
-            log_probs[index, list(row.target_positions)].gather(1, torch.tensor(row.target)[:, None]).mean().item()
-            for index, row in enumerate(rows)
-        ]
-        new, true = means[::2], means[1::2]
-        found[name] = [(b > a) if name == "NS" else (a > b) for a, b in zip(new, true, strict=True)]
+        if prompts:
+            chosen = [next(pairs) for _ in prompts]
+            found[name] = [(true > new) if name == "NS" else (new > true) for new, true in chosen]
     return found
