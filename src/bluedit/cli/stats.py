@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Dtype, Force, Model, TrustRemoteCode
+from bluedit.cli.options import AsJson, Device, Dtype, Force, Model, ModuleMap, TrustRemoteCode
 from bluedit.errors import SettingsError
 from bluedit.layers import parse_layers
 
@@ -57,6 +57,7 @@ def stats(
     device: Device = None,
     dtype: Dtype = None,
     force: Force = False,
+    module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -82,7 +83,7 @@ def stats(
     from bluedit.models import load_model
 
     with console.bars() as bars:
-        editable = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        editable = load_model(model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code)
         if shared is not None:
             moments = Statistics().adopt(editable, shared)
             about: dict[str, Any] = shared.origin.model_dump(include={"corpus", "samples", "max_length"})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Dtype, Force, Limit, Model, Seed, TrustRemoteCode
+from bluedit.cli.options import AsJson, Device, Dtype, Force, Limit, Model, ModuleMap, Seed, TrustRemoteCode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,6 +50,7 @@ def trace(
     dtype: Dtype = None,
     seed: Seed = 0,
     force: Force = False,
+    module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -75,7 +76,7 @@ def trace(
     if out and force and out.exists():
         shutil.rmtree(writable_target(out, replace=True, marker=TRACE_MARKER))
     with console.bars() as bars:
-        editable = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        editable = load_model(model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code)
         started = time.monotonic()
         traced = trace_cases(editable, cases, settings, out, progress=bars)
         seconds = round(time.monotonic() - started, 3)
