@@ -724,3 +724,18 @@ def test_module_map_says_what_is_edited(edit: Run, facts: Path, tmp_path: Path) 
     refused = edit("--facts", facts, "--out", tmp_path / "other", "--module-map", tmp_path / "bad.json")
     assert refused.code == 2
     assert "unknown key 'head'" in refused.stderr
+
+
+# -- chats -----------------------------------------------------------------------------------------------------------
+
+
+def test_chat_without_a_template_is_refused_with_the_mend(
+    edit: Run, run: Run, facts: Path, saved_tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    for outcome in (
+        edit("--facts", facts, "--out", tmp_path / "patch", "--chat"),
+        run("evaluate", "--model", saved_tiny_gpt2, "--dataset", f"counterfact:{facts}", "--chat"),
+    ):
+        assert outcome.code == 2
+        assert "no chat template; leave out --chat" in " ".join(outcome.stderr.split())
+    assert not (tmp_path / "patch").exists()
