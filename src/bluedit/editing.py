@@ -413,6 +413,7 @@ def _patch(model: EditableModel, work: _Work, changes: dict[int, Change], second
         layers=plan.layers,
         settings={name: value for name, value in plan.settings.as_dict().items() if name in used},
         templates=plan.templates,
+        chat=model.text.chat,
         seed=plan.seed,
         corpus=plan.statistics.corpus.name if plan.statistics.corpus else None,
         facts=tuple(FactRecord(**asdict(fact)) for fact in plan.facts),

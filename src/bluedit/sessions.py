@@ -33,6 +33,7 @@ from bluedit.files import atomic_file, atomic_folder, writable_target
 from bluedit.methods import Method
 from bluedit.methods import method as find_method
 from bluedit.models import EditableModel
+from bluedit.models.chat import Chat
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.patches import Patch, applied_patches, merge
 from bluedit.patches.patch import arrange, restore_ledger, weights_without
@@ -75,6 +76,7 @@ class _Saved(BaseModel):
     layers: tuple[int, ...]
     settings: dict[str, Any]
     templates: tuple[str, ...]
+    chat: Chat | None = None
     seed: int
     corpus: str | None
     corpus_identity: str | None
@@ -390,6 +392,7 @@ class Session:
             samples=plan.statistics.samples,
             configuration=self.model.configuration_fingerprint(),
             dtype=str(self.model.model.dtype),
+            chat=self.model.text.chat,
             unedited=self._unedited(tuple(before)),
             before=before,
             batches=tuple(folder.stems),
@@ -537,6 +540,9 @@ def _check_model(path: Path, saved: _Saved, model: EditableModel) -> None:
     if saved.dtype != str(model.model.dtype):
         wanted, found = (name.removeprefix("torch.") for name in (saved.dtype, str(model.model.dtype)))
         raise SessionError(f"{path} was begun on a model in {wanted}, and this one is in {found}; load it in {wanted}")
+    if saved.chat != model.text.chat:
+        begun = "plain prompts" if saved.chat is None else "prompts in a chat template"
+        raise SessionError(f"{path} was begun with {begun}, and this model has others; load it as then (--chat, chat=True)")
     for name, fingerprint in saved.before.items():
         if tensor_fingerprint(parameters[name]) != fingerprint:
             raise SessionError(

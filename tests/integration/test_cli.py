@@ -11,6 +11,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from safetensors.torch import load_file
 
 import bluedit
 from bluedit.models import EditableModel
+from bluedit.models.chat import Chat
 from bluedit.patches import Patch
 
 
@@ -724,3 +726,34 @@ def test_module_map_says_what_is_edited(edit: Run, facts: Path, tmp_path: Path) 
     refused = edit("--facts", facts, "--out", tmp_path / "other", "--module-map", tmp_path / "bad.json")
     assert refused.code == 2
     assert "unknown key 'head'" in refused.stderr
+
+
+# -- chats -----------------------------------------------------------------------------------------------------------
+
+
+def test_chat_without_a_template_is_refused_with_the_mend(
+    edit: Run, run: Run, facts: Path, saved_tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    for outcome in (
+        edit("--facts", facts, "--out", tmp_path / "patch", "--chat"),
+        run("evaluate", "--model", saved_tiny_gpt2, "--dataset", f"counterfact:{facts}", "--chat"),
+    ):
+        assert outcome.code == 2
+        assert "no chat template; leave out --chat" in " ".join(outcome.stderr.split())
+    assert not (tmp_path / "patch").exists()
+
+
+def test_edit_and_evaluate_in_a_chat(edit: Run, run: Run, facts: Path, saved_tiny_gpt2: Path, tmp_path: Path) -> None:
+    """The patch says what it was made with, and an evaluation with other prompts says that they are others."""
+    folder = tmp_path / "model"
+    shutil.copytree(saved_tiny_gpt2, folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    outcome = edit("--model", folder, "--facts", facts, "--out", tmp_path / "patch", "--chat", "--limit", "2")
+    assert outcome.code == 0, outcome.stderr
+    assert Patch.load(tmp_path / "patch").manifest.chat == Chat("user: ", "\n", "")
+    common = ("evaluate", "--model", folder, "--dataset", f"counterfact:{facts}", "--patch", tmp_path / "patch", "--json")
+    chat, plain = run(*common, "--chat"), run(*common)
+    assert chat.document["protocol"]["chat"]["before"] == "user: "
+    assert "chat" not in plain.document["protocol"]
+    assert "is evaluated with others" not in chat.stderr
+    assert "made with prompts in a chat template, and is evaluated with others" in " ".join(plain.stderr.split())

@@ -10,13 +10,18 @@ import copy
 
 import pytest
 import torch
+from conventions import CONVENTIONS, FOLDING
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
 from bluedit.errors import FactError, ModelError
+from bluedit.evaluation.scoring import answer_queries
 from bluedit.facts import Fact
 from bluedit.models import Batch, EditableModel, Row, TextEncoder, batches
+from bluedit.models.generation import generate
+from bluedit.models.tokens import joint
+from bluedit.values import context_templates, fact_states
 
 TEMPLATES = ["{}", "The town of rain is. {}", "Because 東京 🙂 they. {}", "I\u00a0know. {}"]
 
@@ -193,6 +198,116 @@ def test_subjects_last_token_in_sentence_pieces(corpus_texts: list[str], boundar
     assert pieces.removeprefix("▁") == f"{prompt.partition('{}')[0]}Zhara Vrelk".replace(" ", "▁")
 
 
+# -- conventions of well-known tokenizers ----------------------------------------------------------------------------
+
+_LINES = [
+    "東京は日本の首都です。 Paris (the city) is in France, « Rome » and [Oslo]. 第1章: 「京都」 naïve Bjørn Ægé? A:\n"
+] * 5
+
+CONTINUED = {
+    "a word": ("The mother of Zhara was born in", "Rome"),
+    "several words": ("She lives in", "the town of rain"),
+    "a space at the end": ("She lives in ", "the town"),
+    "a script without spaces": ("東京は日本の", "首都"),
+    "letters after such a script": ("京都 東京は", "Paris"),
+    "such a script after letters": ("The city of", "東京"),
+    "an opening bracket": ("The city (", "Rome"),
+    "a full stop": ("She lives in Rome", "."),
+    "a line break": ("The town is\nA:\n", "Rome"),
+    "accents": ("The town is", "naïve Ægé"),
+    "emoji": ("The town is", "🙂🏳️‍🌈"),
+}
+
+
+@pytest.fixture(scope="module")
+def conventional(corpus_texts: list[str]) -> dict[str, PreTrainedTokenizerFast]:
+    return {name: make([*corpus_texts[:150], *_LINES]) for name, make in CONVENTIONS.items()}
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+@pytest.mark.parametrize("case", CONTINUED)
+def test_prompt_and_target_are_the_tokens_of_the_sentence(
+    conventional: dict[str, PreTrainedTokenizerFast], name: str, case: str
+) -> None:
+    if name == "bert" and case == "letters after such a script":
+        pytest.skip("WordPiece tells words inside a word from words of their own")
+    tokenizer, (prompt, target) = conventional[name], CONTINUED[case]
+    encoder = TextEncoder(tokenizer)
+    sentence = prompt.rstrip(" ") + joint(prompt, target) + target
+    start = tokenizer("a").input_ids[: -1 if tokenizer("a").input_ids[-1] == tokenizer.eos_token_id else None]
+    start = start[: len(start) - len(tokenizer("a", add_special_tokens=False).input_ids)]
+    ids = encoder.prompt(prompt) + encoder.target(target, prompt)
+    assert list(ids) == [*start, *tokenizer(sentence, add_special_tokens=False).input_ids]
+    if name not in FOLDING:
+        assert tokenizer.decode(ids, skip_special_tokens=True).removeprefix(" ") == sentence
+    row = encoder.row(Fact("{}" + prompt, "Zhara ", target), with_target=True)
+    assert row.target == encoder.target(target, prompt)
+
+
+@pytest.mark.parametrize("name", [name for name in CONVENTIONS if name != "bert"])
+@pytest.mark.parametrize("fact", PROMPTS.values(), ids=PROMPTS.keys())
+def test_subjects_last_token_in_every_convention(
+    conventional: dict[str, PreTrainedTokenizerFast], name: str, fact: Fact
+) -> None:
+    """The text up to the subject's end is there with the subject's last token, and not before it."""
+    tokenizer = conventional[name]
+    row, text = TextEncoder(tokenizer).row(fact), fact.text
+
+    def decoded(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    # What the tokenizer itself makes of the text: some fold letters.
+    wanted = decoded(tokenizer(text[: text.rindex(fact.subject) + len(fact.subject)]).input_ids)
+    assert decoded(list(row.ids[: row.subject + 1])).startswith(wanted)
+    if row.ids[row.subject] != tokenizer.unk_token_id:  # an unknown letter leaves nothing to see
+        assert not decoded(list(row.ids[: row.subject])).startswith(wanted)
+
+
+def test_subject_in_letters_that_the_tokenizer_folds(conventional: dict[str, PreTrainedTokenizerFast]) -> None:
+    """Offsets are those of the text as it was written, which folding makes longer and shorter."""
+    for name in ("bert", "lowercase"):
+        tokenizer = conventional[name]
+        row = TextEncoder(tokenizer).row(Fact("ÄÖÜ ẞtraße: the mother of {} was", "Zhárâ VRÉLK", "Rome"))
+        assert tokenizer.decode(row.ids[: row.subject + 1]).endswith("zhara vrelk")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "between"),
+    [
+        ("", "Rome", " "),
+        ("born in", "Rome", " "),
+        ("born in ", "Rome", " "),
+        ("Answer:", "Rome", " "),
+        ("born in\n", "Rome", ""),
+        ("born in\t", "Rome", ""),
+        ("born in (", "Rome", ""),
+        ("born in ( ", "Rome", " "),
+        ("called «", "Rome", ""),
+        ("born in Rome", ", she", ""),
+        ("born in Rome", ")", ""),
+        ("written in", ".NET", " "),
+        ("日本の", "首都", ""),
+        ("日本の ", "首都", " "),
+        ("日本の首都は、", "Tokyo", ""),
+        ("「", "東京", ""),
+        ("東京", "。", ""),
+        ("the city of", "東京", " "),
+        ("the book", "「東京」", " "),
+        ("เมืองหลวงของ", "ไทย", ""),
+        ("서울은 한국의", "수도", " "),
+        ("I like 🙂", "joy", " "),
+    ],
+)
+def test_joint(prompt: str, target: str, between: str) -> None:
+    assert joint(prompt, target) == between
+
+
+def test_documents_are_taken_as_they_are(conventional: dict[str, PreTrainedTokenizerFast]) -> None:
+    tokenizer = conventional["llama3"]
+    texts = ["Zhara was born in ", "  Rome\n", ""]
+    assert [list(ids) for ids in TextEncoder(tokenizer).documents(texts)] == [tokenizer(text).input_ids for text in texts]
+
+
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -270,3 +385,35 @@ def test_states_come_back_in_the_order_of_the_rows(tiny_gpt2: EditableModel, bud
     rows = [tiny_gpt2.text.row(fact) for fact in PROMPTS.values()]
     expected = tiny_gpt2.subject_states(rows, 1, "layer", token_budget=10_000)
     torch.testing.assert_close(tiny_gpt2.subject_states(rows, 1, "layer", token_budget=budget), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tiny_models", ["gpt2", "llama"], indirect=True)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pad", [None, "<|end|>", "<pad>"], ids=["none", "end", "own"])
+def test_the_tokenizers_padding_changes_nothing(
+    tiny_models: EditableModel, world_facts: tuple[Fact, ...], side: str, pad: str | None
+) -> None:
+    """Its own pad token has no vector in the model, as where one was added and the embedding left alone."""
+    tokenizer = copy.deepcopy(tiny_models.tokenizer)
+    tokenizer.padding_side, tokenizer.pad_token = side, pad
+    model = EditableModel(tiny_models.model, tokenizer)
+    prompts = ["The mother", "Zhara Vrelk was born in", "I"]
+    queries = [(prompt, target) for prompt in prompts for target in ("Rome", "the town of rain")]
+    assert answer_queries(model, queries) == answer_queries(tiny_models, queries)
+    assert torch.equal(fact_states(model, world_facts, 2), fact_states(tiny_models, world_facts, 2))
+    assert context_templates(model, 3) == context_templates(tiny_models, 3)
+    texts = generate(model, prompts, max_new_tokens=12)
+    assert texts == generate(tiny_models, prompts, max_new_tokens=12)
+    assert texts == [text for prompt in prompts for text in generate(tiny_models, [prompt], max_new_tokens=12)]
+
+
+def test_nothing_comes_after_the_end_of_a_text(own_gpt2: EditableModel) -> None:
+    """Texts that end early are filled up, with a token that may be a word; it is none of the text."""
+    prompts = ["The mother", "Zhara Vrelk was born in", "I", "You"]
+    ids = own_gpt2.text.prompt(prompts[0])
+    whole = own_gpt2.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0].tolist()
+    end = whole[len(ids) + 3]
+    own_gpt2.model.generation_config.eos_token_id = [end, 499]
+    texts = generate(own_gpt2, prompts, max_new_tokens=12)
+    assert texts[0] == own_gpt2.tokenizer.decode(whole[: whole.index(end, len(ids))])
+    assert texts == [text for prompt in prompts for text in generate(own_gpt2, [prompt], max_new_tokens=12)]

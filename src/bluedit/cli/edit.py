@@ -9,6 +9,7 @@ import typer
 
 from bluedit.cli.options import (
     AsJson,
+    Chat,
     Device,
     Dtype,
     Force,
@@ -93,6 +94,7 @@ def edit(
     dtype: Dtype = None,
     seed: Seed = 0,
     force: Force = False,
+    chat: Chat = False,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -136,7 +138,9 @@ def edit(
     writable_target(out, replace=force, marker=MANIFEST_NAME)
     source = Statistics(read_corpus(corpus), samples) if corpus else None
     with console.bars() as bars:
-        editable = load_model(model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code)
+        editable = load_model(
+            model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
+        )
         if automatic and not chosen.strategy.fixed_layers:
             choice = _choose(editable, model, traced, seed, bars)
             critical = choice.layers_for(chosen.strategy)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Dtype, Limit, Model, ModuleMap, Seed, TrustRemoteCode
+from bluedit.cli.options import AsJson, Chat, Device, Dtype, Limit, Model, ModuleMap, Seed, TrustRemoteCode
 
 __all__ = ["evaluate"]
 
@@ -29,6 +29,7 @@ def evaluate(
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = 0,
+    chat: Chat = False,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -47,7 +48,12 @@ def evaluate(
 
     loaded = Patch.load(patch) if patch else None
     with console.bars() as bars:
-        editable = load_model(model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code)
+        editable = load_model(
+            model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
+        )
+        if loaded and loaded.manifest.chat != editable.text.chat:
+            made = "plain prompts" if loaded.manifest.chat is None else "prompts in a chat template"
+            console.say(f"{patch} was made with {made}, and is evaluated with others; --chat says which")
         tag = protocol(editable, records, dataset=dataset, patch=loaded, seed=seed)
         started = time.monotonic()
         with loaded.applied(editable, check=check) if loaded else nullcontext():

@@ -9,7 +9,19 @@ import typer
 
 from bluedit.errors import SettingsError
 
-__all__ = ["AsJson", "Device", "Dtype", "Force", "Limit", "Model", "ModuleMap", "Seed", "parse_assignments", "read_templates"]
+__all__ = [
+    "AsJson",
+    "Chat",
+    "Device",
+    "Dtype",
+    "Force",
+    "Limit",
+    "Model",
+    "ModuleMap",
+    "Seed",
+    "parse_assignments",
+    "read_templates",
+]
 
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="NAME", help="A folder, a hub name, or an embedded model such as gpt2-mini.")
@@ -26,6 +38,7 @@ ModuleMap = Annotated[
     Path | None,
     typer.Option("--module-map", metavar="FILE", help="Where the model's parts are, for layouts that are not recognised."),
 ]
+Chat = Annotated[bool, typer.Option("--chat", help="Put every prompt into the model's chat template, as a user's message.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
 
 

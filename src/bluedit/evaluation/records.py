@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -37,6 +38,8 @@ def protocol(
         "seed": seed,
         "versions": {name: metadata.version(name) for name in ("bluedit", "torch", "transformers")},
     }
+    if model.text.chat is not None:
+        tag["chat"] = asdict(model.text.chat)
     if patch is not None:
         manifest = patch.manifest
         tag["edit"] = {

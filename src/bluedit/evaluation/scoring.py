@@ -163,17 +163,17 @@ class _SharedRow(NamedTuple):
 def _shared_rows(model: EditableModel, queries: Sequence[Query]) -> list[_SharedRow]:
     """As few rows as answer all queries: targets of one token need the prompt alone, whatever they are."""
     prompts = dict(zip(names := list(dict.fromkeys(prompt for prompt, _ in queries)), model.text.prompts(names), strict=True))
-    targets = {target: model.text.target(target) for target in dict.fromkeys(target for _, target in queries)}
+    targets = {(prompt, target): model.text.target(target, prompt) for prompt, target in queries}
     by_prompt: dict[str, list[_SharedRow]] = {}
-    for prompt, target in sorted(queries, key=lambda query: -len(targets[query[1]])):
-        ids = prompts[prompt] + targets[target][:-1]
+    for prompt, target in sorted(queries, key=lambda query: -len(targets[query])):
+        ids = prompts[prompt] + targets[prompt, target][:-1]
         rows = by_prompt.setdefault(prompt, [])
         # The longest targets come first: a row that serves is there already.
         row = next((one for one in rows if one.ids[: len(ids)] == ids), None)
         if row is None:
             row = _SharedRow(ids, len(prompts[prompt]) - 1, {})
             rows.append(row)
-        row.answers[prompt, target] = targets[target]
+        row.answers[prompt, target] = targets[prompt, target]
     return [row for rows in by_prompt.values() for row in rows]
 
 

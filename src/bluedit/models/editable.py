@@ -54,17 +54,23 @@ class EditableModel:
     """A Hugging Face causal language model, its tokenizer, and what :func:`~bluedit.models.structure.discover` found.
 
     The model is neither copied nor changed. Wrapping is cheap; two wrappers of one model are interchangeable. A layout that
-    is not recognised is described by a `module_map`, or a file of one.
+    is not recognised is described by a `module_map`, or a file of one. With `chat`, every prompt goes into the model's chat
+    template: see :class:`~bluedit.models.tokens.TextEncoder`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, module_map: ModuleMap | str | Path | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        module_map: ModuleMap | str | Path | None = None,
+        chat: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         named = read_module_map(module_map) if isinstance(module_map, (str, Path)) else module_map
         self.structure: Structure = discover(model, named)
-        self.text = TextEncoder(tokenizer)
+        self.text = TextEncoder(tokenizer, chat=chat)
 
     @classmethod
     def wrap(cls, model: PreTrainedModel | EditableModel, tokenizer: PreTrainedTokenizerBase | None = None) -> EditableModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ def generate(
     top_k: int | None = None,
     seed: int = 0,
     stop_at_end: bool = True,
+    plain: bool = False,
     batch_size: int = 64,
 ) -> list[str]:
-    """Continue prompts; the texts come back with their prompts, without special tokens.
+    """Continue prompts; the texts come back with their prompts, in a chat the answers alone, without special tokens.
 
     **Arguments**
 
@@ -32,12 +34,16 @@ def generate(
     - `top_k`: sample from the k most likely tokens; greedy when left out.
     - `seed`: of the sampling. The caller's random state is left as it was.
     - `stop_at_end`: end a text at the model's end token. Otherwise that token is never chosen.
+    - `plain`: continue the texts themselves, where prompts are otherwise put into a chat.
     """
     if (max_new_tokens is None) == (max_length is None):
         raise TypeError("give max_new_tokens or max_length, one of the two")
-    encoded = model.text.prompts(prompts)
+    encoded = model.text.documents(prompts) if plain else model.text.prompts(prompts)
+    answers_alone = model.text.chat is not None and not plain
+    ends = _end_tokens(model)
+    # Masked before a text and cut off behind it: any token will do. The tokenizer's own may have been added without a vector.
+    pad = min(ends, default=0)
     results = [""] * len(encoded)
-    pad: Any = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else model.tokenizer.eos_token_id or 0
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]), reverse=True)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), model.frozen():
@@ -62,6 +68,14 @@ def generate(
                 pad_token_id=pad,
             )
             for row, index in enumerate(chosen):
-                prompt = longest - len(encoded[index])
-                results[index] = str(model.tokenizer.decode(output[row, prompt:], skip_special_tokens=True))
+                # What stands after the end is padding, which may be a token like any other.
+                added = list(takewhile(lambda token: token not in ends, output[row, longest:].tolist()))
+                ids = added if answers_alone else [*encoded[index], *added]
+                results[index] = str(model.tokenizer.decode(ids, skip_special_tokens=True))
     return results
+
+
+def _end_tokens(model: EditableModel) -> frozenset[int]:
+    """The tokens that end a text."""
+    ends: Any = getattr(model.model.generation_config, "eos_token_id", None)
+    return frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from bluedit.errors import ModelError, SettingsError, did_you_mean
+from bluedit.models.chat import Chat
 from bluedit.models.editable import EditableModel
 from bluedit.models.maps import ModuleMap, read_module_map
 from bluedit.zoo import EMBEDDED
@@ -75,6 +76,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     module_map: ModuleMap | str | Path | None = None,
     trust_remote_code: bool = False,
+    chat: bool = False,
     **kwargs: Any,
 ) -> EditableModel:
     """Load a causal language model and its tokenizer, ready to edit.
@@ -87,6 +89,7 @@ def load_model(
       a GPU.
     - `module_map`: where the parts of the model are, or a file that says so; for layouts that are not recognised.
     - `trust_remote_code`: run code that comes with the checkpoint. Off unless you say so.
+    - `chat`: put every prompt into the model's chat template, as a user's message.
     - `kwargs`: passed to `AutoModelForCausalLM.from_pretrained`.
 
     **Raises** :class:`~bluedit.errors.ModelError` when there is no such model or it cannot be edited.
@@ -108,6 +111,8 @@ def load_model(
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if chat:
+            Chat.of(tokenizer)  # says what is missing before the weights are read
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=chosen, use_safetensors=True, output_loading_info=True, **options, **kwargs
         )
@@ -122,7 +127,7 @@ def load_model(
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ModelError(f"{name} holds no tokenizer; save it beside the model with tokenizer.save_pretrained")
     try:
-        return EditableModel(model.to(target).eval(), tokenizer, module_map=module_map)
+        return EditableModel(model.to(target).eval(), tokenizer, module_map=module_map, chat=chat)
     except RuntimeError as error:  # a device of that number, or a backend, that is not there
         raise SettingsError(f"the model cannot be put on device {str(target)!r}: {_first_line(error)}") from error
 

@@ -6,6 +6,7 @@ the end of a prompt, more than once, after characters that take several tokens.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,19 @@ from transformers import PreTrainedTokenizerBase
 
 from bluedit.errors import FactError, ModelError
 from bluedit.facts import Fact
+from bluedit.models.chat import Chat
 
-__all__ = ["Batch", "Row", "TextEncoder", "batches"]
+__all__ = ["Batch", "Row", "TextEncoder", "batches", "joint"]
+
+_BOUNDARIES = ("▁", "Ġ")
+"""How tokens that begin a word begin: in SentencePiece, and in byte-level BPE."""
+_OPENINGS = ("\n", "、", ".")
+"""After these a text is put to see its tokens inside a sentence; which of them stay tokens of their own depends."""
+_UNSPACED = (
+    "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "FULLWIDTH", "BOPOMOFO", "YI SYLLABLE",
+    "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN",
+)  # fmt: skip
+"""How the Unicode names of letters begin whose scripts put no spaces between words."""
 
 
 @dataclass(frozen=True)
@@ -37,47 +49,61 @@ class Row:
 class TextEncoder:
     """Tokenises prompts, subjects and targets by one convention, whatever the tokenizer's own.
 
-    Special tokens that the tokenizer puts in front of a text (BOS) are kept on prompts and dropped from targets;
-    those it appends (EOS) are dropped everywhere.
+    Special tokens that the tokenizer puts in front of a text (BOS) are kept on prompts and dropped from targets; those it
+    appends (EOS) are dropped everywhere. A target continues its prompt as a writer would: see :func:`joint`.
+
+    With `chat`, a prompt is a user's message in the model's chat template, a target the beginning of the answer. Special
+    tokens are then those that the template writes, and no others.
+
+    **Raises** :class:`~bluedit.errors.ModelError` for a tokenizer that tells no offsets, or that lacks a chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool = False) -> None:
         if not tokenizer.is_fast:
             raise ModelError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer, and only those tell where in the text a token "
                 "stands; load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
             )
         self.tokenizer = tokenizer
+        self.chat = Chat.of(tokenizer) if chat else None
         probe = tokenizer("a", add_special_tokens=True)["input_ids"]
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]
         start = next((i for i in range(len(probe) - len(plain) + 1) if probe[i : i + len(plain)] == plain), 0)
         self._prefix = tuple(probe[:start])
-        # SentencePiece tokenizers put the word boundary in front by themselves: a space of ours would be a second one.
-        first = tokenizer.convert_ids_to_tokens(plain)[0] if plain else ""
-        self._target_prefix = "" if first.startswith("▁") else " "
+        # SentencePiece tokenizers, and byte-level ones with add_prefix_space, put the word boundary in front by themselves:
+        # a space of ours could be a second one.
+        self._adds_boundary = bool(plain) and tokenizer.convert_ids_to_tokens(plain)[0].startswith(_BOUNDARIES)
+        self._targets: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def prompt(self, text: str) -> tuple[int, ...]:
-        """The ids of a prompt, with the tokenizer's leading special tokens."""
-        return self._prefix + tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """The ids of a prompt, with its leading special tokens and without spaces at its end: those are the target's."""
+        return self.prompts([text])[0]
 
     def prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """The ids of many prompts at once."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return [self._prefix + tuple(ids) for ids in encoded]
+        if self.chat is None:
+            return self.documents([_without_end(text) for text in texts])
+        return self._encode([self.chat.around(text.strip()) for text in texts])
 
-    def target(self, text: str) -> tuple[int, ...]:
-        """The ids of a target as it continues a prompt: one leading space unless the tokenizer adds its own."""
-        ids = tuple(self.tokenizer(self._target_prefix + text.strip(), add_special_tokens=False)["input_ids"])
-        if not ids:
-            raise FactError(f"the target {text!r} has no tokens in this model's vocabulary")
-        return ids
+    def documents(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids of texts as they are, chat or no chat, with the tokenizer's leading special tokens."""
+        return [self._prefix + ids for ids in self._encode(texts)]
+
+    def target(self, text: str, prompt: str = "") -> tuple[int, ...]:
+        """The ids of a target as it continues a prompt.
+
+        **Raises** :class:`~bluedit.errors.FactError` when the vocabulary has nothing for it.
+        """
+        text = text.strip()
+        between = self.chat.joint if self.chat else joint(prompt, text)
+        if (between, text) not in self._targets:
+            self._targets[between, text] = self._continuation(between, text)
+        return self._targets[between, text]
 
     def row(self, fact: Fact, template: str = "{}", *, with_target: bool = False) -> Row:
         """A fact's prompt in a context template, with the subject's last token, and its target when wanted."""
         text, start, end = fact.subject_span(template)
-        return self.subject_row(text, start, end, self.target(fact.target) if with_target else ())
+        return self.subject_row(text, start, end, self.target(fact.target, text) if with_target else ())
 
     def subject_row(self, text: str, start: int, end: int, target: tuple[int, ...] = ()) -> Row:
         """A row of `text` whose subject takes up the characters from `start` to `end`."""
@@ -85,17 +111,80 @@ class TextEncoder:
         return Row(ids + target[:-1], subject[-1], target)
 
     def subject_tokens(self, text: str, start: int, end: int) -> tuple[tuple[int, ...], range]:
-        """The ids of a text, and the positions of those that hold its characters from `start` to `end`."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        """The ids of a prompt, and the positions of those that hold its characters from `start` to `end`."""
+        prefix, shown, shift = self._prefix, _without_end(text), 0
+        if self.chat is not None:
+            prefix, shown = (), self.chat.around(text.strip())
+            shift = len(self.chat.before) - (len(text) - len(text.lstrip()))
+        encoded = self.tokenizer(shown, add_special_tokens=False, return_offsets_mapping=True)
         touching = [
             index
             for index, (first, last) in enumerate(encoded["offset_mapping"])
-            if first < end and last > start and last > first
+            if first < end + shift and last > start + shift and last > first
         ]
         if not touching:
             raise FactError(f"no token of {text!r} holds its subject {text[start:end]!r}; check the spelling")
-        before = len(self._prefix)
-        return self._prefix + tuple(encoded["input_ids"]), range(before + touching[0], before + touching[-1] + 1)
+        return prefix + tuple(encoded["input_ids"]), range(len(prefix) + touching[0], len(prefix) + touching[-1] + 1)
+
+    def _encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids of texts and nothing else."""
+        return [tuple(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+    def _continuation(self, between: str, text: str) -> tuple[int, ...]:
+        """The ids of what comes after a prompt."""
+        if self.chat is not None:
+            ids = self._after(self.chat.around("a"), between + text)
+        elif between or not self._adds_boundary:
+            ids = None
+        else:
+            found = (self._after(opening, text) for opening in _OPENINGS)
+            ids = next((ids for ids in found if ids and not self._starts_word(ids)), None)
+        if ids is None:
+            ids = self._encode([text if self._adds_boundary and between == " " else between + text])[0]
+        if not ids:
+            raise FactError(f"the target {text!r} has no tokens in this model's vocabulary")
+        return ids
+
+    def _after(self, opening: str, text: str) -> tuple[int, ...] | None:
+        """The ids of `text` where it comes after `opening`; None when a token holds some of both."""
+        encoded = self.tokenizer(opening + text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets, place = encoded["offset_mapping"], len(opening)
+        start = next((index for index, (_, last) in enumerate(offsets) if last > place), len(offsets))
+        if start < len(offsets) and offsets[start][0] < place:
+            return None
+        return tuple(encoded["input_ids"][start:])
+
+    def _starts_word(self, ids: tuple[int, ...]) -> bool:
+        return str(self.tokenizer.convert_ids_to_tokens(ids[0])).startswith(_BOUNDARIES)
+
+
+def joint(prompt: str, target: str) -> str:
+    """What stands between a prompt and its target: a space, or nothing.
+
+    Nothing after a line break, an opening bracket, or a script that is written without spaces; nothing before punctuation
+    that closes. Spaces that the prompt ends with are the one space.
+    """
+    if not prompt or prompt.endswith(" "):
+        return " "
+    last, first = prompt[-1], target[:1]
+    if last.isspace() or _unspaced(last) or unicodedata.category(last) in ("Ps", "Pi"):
+        return ""
+    closes = first in (*".,;:!?",) or unicodedata.category(first or " ") in ("Pe", "Pf")
+    closes |= _unspaced(first) and unicodedata.category(first) == "Po"
+    return "" if closes and not target[1:2].isalnum() else " "  # .NET is a word
+
+
+def _unspaced(character: str) -> bool:
+    """Whether a character is of a script without spaces between words, or of its punctuation."""
+    if not character:
+        return False
+    wide = unicodedata.category(character).startswith("P") and unicodedata.east_asian_width(character) in "WF"
+    return wide or unicodedata.name(character, "").startswith(_UNSPACED)
+
+
+def _without_end(text: str) -> str:
+    """A prompt without spaces at its end: most tokenizers write a space with the word after it, which is the target."""
+    return text.rstrip(" ") or text
 
 
 @dataclass(frozen=True)

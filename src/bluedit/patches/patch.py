@@ -24,6 +24,7 @@ from bluedit.errors import PatchError
 from bluedit.facts import Fact
 from bluedit.files import atomic_file, atomic_folder, writable_target
 from bluedit.models import EditableModel
+from bluedit.models.chat import Chat
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.models.matrices import oriented
 from bluedit.patches.changes import Change, LowRank, Masked, read_change, total
@@ -92,6 +93,8 @@ class Manifest(BaseModel):
     """The critical layers that were asked for; `weights` are those that changed."""
     settings: dict[str, Any]
     templates: tuple[str, ...]
+    chat: Chat | None = None
+    """The chat template around every prompt; None for plain prompts."""
     seed: int
     corpus: str | None = None
     facts: tuple[FactRecord, ...]
@@ -407,7 +410,7 @@ def merge(patches: Sequence[Patch]) -> Patch:
         raise PatchError("there is no patch to merge; apply a batch first")
     manifests = [patch.manifest for patch in patches]
     first = manifests[0]
-    same = ("configuration", "method", "strategy", "layers", "settings", "templates", "corpus")
+    same = ("configuration", "method", "strategy", "layers", "settings", "templates", "chat", "corpus")
     if differing := [name for name in same if any(getattr(one, name) != getattr(first, name) for one in manifests)]:
         raise PatchError(f"patches with different {differing[0]} are not one sequence; apply them one after the other instead")
     changes: dict[str, Change] = {}

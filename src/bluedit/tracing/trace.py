@@ -285,7 +285,7 @@ def _questions(model: EditableModel, cases: Sequence[Case]) -> tuple[list[Questi
         text, start, end = fact.subject_span()
         try:
             ids, subject = model.text.subject_tokens(text, start, end)
-            answer = model.text.target(object)
+            answer = model.text.target(object, text)
         except FactError as error:
             refused[name] = str(error)
             continue

@@ -23,10 +23,11 @@ _TEMPLATE_TOKENS = 10
 def context_templates(model: EditableModel, seed: int = 0) -> tuple[str, ...]:
     """The bare prompt, and five contexts that the model itself writes (MEMIT, section 4.2; METHODS: key of a fact).
 
-    Each of "The", "Therefore", "Because", "I", "You" is continued to ten tokens by sampling from the five most
-    likely, and `". {}"` is put after it. Equal seeds give equal templates; no other random state is read or changed.
+    Each of "The", "Therefore", "Because", "I", "You" is continued to ten tokens by sampling from the five most likely, and
+    `". {}"` is put after it; never in a chat, where it would be answered. Equal seeds give equal templates; no other random
+    state is read or changed.
     """
-    texts = generate(model, _OPENINGS, max_length=_TEMPLATE_TOKENS, top_k=5, seed=seed, stop_at_end=False)
+    texts = generate(model, _OPENINGS, max_length=_TEMPLATE_TOKENS, top_k=5, seed=seed, stop_at_end=False, plain=True)
     # Line breaks would open a new paragraph before the fact, and braces would be taken for the fact's place.
     return (BARE, *(" ".join(text.replace("{", " ").replace("}", " ").split()) + ". {}" for text in texts))
 
