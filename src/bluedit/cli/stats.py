@@ -166,9 +166,11 @@ def _described(moments: dict[int, SecondMoment]) -> dict[str, Any]:
 def _state_memory(model: EditableModel, layers: Sequence[int], *, measured: bool) -> None:
     """Say what a pass will take beside the model, before it takes it."""
     from bluedit.cli import console
+    from bluedit.models.machine import memory_of
     from bluedit.statistics import Pass
 
-    needed, free = Pass.memory(model, layers, measured=measured), _free_memory(model)
+    needed, memory = Pass.memory(model, layers, measured=measured), memory_of(model.device)
+    free = memory.free if memory else None
     size = model.structure.d_ff
     console.say(
         f"{len(layers)} second moments, {size:,} x {size:,}: {needed / 2**30:.2f} GiB beside the model"
@@ -176,19 +178,6 @@ def _state_memory(model: EditableModel, layers: Sequence[int], *, measured: bool
     )
     if free is not None and needed > free:
         console.say("warning: that is more than is free; take fewer layers at a time, or say --no-measure, which halves it")
-
-
-def _free_memory(model: EditableModel) -> int | None:
-    """Bytes that are free where the totals will be; None where that cannot be told."""
-    import torch
-
-    if model.device.type == "cuda":
-        return torch.cuda.mem_get_info(model.device)[0]
-    try:
-        with Path("/proc/meminfo").open() as file:
-            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, StopIteration):
-        return None
 
 
 def _report(document: dict[str, Any], moments: dict[int, SecondMoment]) -> Any:
