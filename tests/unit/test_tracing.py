@@ -51,7 +51,7 @@ def _greedy(model: EditableModel, ids: tuple[int, ...]) -> int:
 
 
 def _module(model: EditableModel, site: str, layer: int) -> nn.Module:
-    paths = {"layer": "", "mlp": model.structure.map.mlp, "attention": model.structure.map.attention_projection}
+    paths = {"layer": "", "mlp": model.structure.map.projection, "attention": model.structure.map.attention_projection}
     return model.layer(layer).get_submodule(paths[site])
 
 
