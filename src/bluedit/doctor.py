@@ -7,7 +7,7 @@ checkpoint of 70 billion parameters is looked over in seconds. Nothing is downlo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -445,11 +445,10 @@ def _estimate_time(
     settings: Settings,
     device: torch.device,
     dtype: torch.dtype,
-    speed_of: Callable[[torch.device, torch.dtype], float] = product_speed,
 ) -> Check:
     layer = network.get_submodule(structure.layer_path(critical[0]))
     head: Any = network.get_output_embeddings()  # type: ignore[operator]
-    speed = speed_of(device, dtype)
+    speed = product_speed(device, dtype)
     if method.fine_tuning:
         # Training runs the layers above forward and back, and the weight's own gradient beside.
         aims, evaluations = critical, settings.ft_num_steps
@@ -473,7 +472,7 @@ def _estimate_time(
     if not method.fine_tuning:
         # A Cholesky factor, and the inverse from it: F^3 multiplications and additions.
         count = len(_edited(method, critical))
-        wide = speed_of(torch.device("cpu"), torch.float64)
+        wide = product_speed(torch.device("cpu"), torch.float64)
         inverting = count * 2 * structure.d_ff**3 / (_EFFICIENCY * wide)
         details["seconds_inverting"] = inverting
         said += f"; once, inverting the second moments of {count} layer{'s' * (count > 1)}: {_duration(inverting)}"
