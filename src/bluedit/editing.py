@@ -356,7 +356,8 @@ def restrain_sequence(patch: Patch, plan: Plan, weights: Mapping[str, Tensor]) -
         changes[name] = _checked(change, record.layer)
         norm = change.norm()
         relative = _relative(norm, weights[name])
-        records[name] = record.model_copy(update={"norm": norm, "relative_norm": relative})
+        rounding = _rounding(change, norm, weights[name], record.layer)
+        records[name] = record.model_copy(update={"norm": norm, "relative_norm": relative, "rounding": rounding})
     columns = "facts" if all(changes[name] is patch.changes[name] for name in changes) else "directions"
     return Patch(changes, patch.manifest.model_copy(update={"weights": records, "columns": columns}))
 
@@ -375,6 +376,26 @@ def _relative(norm: float, weight_DF: Tensor) -> float:
     """||D|| / ||W||; 0 for a weight of zeros, beside which no change has a size."""
     size = wide(weight_DF).norm().item()
     return norm / size if size else 0.0
+
+
+_ROUNDING = 0.1
+"""Of a change, lost to the precision of its weight: from here on worth a warning."""
+
+
+def _rounding(change: Change, norm: float, weight_DF: Tensor, layer: int) -> float | None:
+    """||rounded(W + D) - W - D|| / ||D|| for a half-precision weight. Warns when much of the change is lost."""
+    if weight_DF.dtype not in (torch.float16, torch.bfloat16) or not norm:
+        return None
+    rounded_DF = weight_DF.clone()
+    change.add_to(rounded_DF)
+    lost = (rounded_DF.float() - weight_DF.float() - change.dense().to(weight_DF.device)).norm().item() / norm
+    if lost > _ROUNDING:
+        warnings.warn(
+            f"rounding to {str(weight_DF.dtype).removeprefix('torch.')} moves the change of layer {layer} by {lost:.0%} of its "
+            "size; apply the patch to the model in float32 (--dtype float32) to keep all of it",
+            stacklevel=5,
+        )
+    return lost
 
 
 def _record(model: EditableModel, layer: int, change: Change, metric: InverseMetric | None) -> WeightRecord:
@@ -396,6 +417,7 @@ def _record(model: EditableModel, layer: int, change: Change, metric: InverseMet
         relative_norm=relative,
         condition=condition,
         null_space_rank=rank,
+        rounding=_rounding(change, norm, model.matrix(layer), layer),
     )
 
 

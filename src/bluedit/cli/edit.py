@@ -27,12 +27,16 @@ from bluedit.layers import parse_layers
 if TYPE_CHECKING:
     from bluedit.cli.console import Bars
     from bluedit.datasets import Case
+    from bluedit.editing import Plan
     from bluedit.methods import Method
     from bluedit.models import EditableModel
     from bluedit.patches import Patch
     from bluedit.tracing.choice import Choice
 
 __all__ = ["edit"]
+
+_LARGE = 4 * 2**30
+"""Bytes of weights from which on the memory plan is said."""
 
 _EMBEDDED_FACTS = ("world:counterfact:0:2", 60)
 """What an embedded model's layers are chosen on: a draw of its own, on which nothing is reported."""
@@ -150,6 +154,7 @@ def edit(
         plan = plan_edit(
             editable, (), method=chosen, layers=critical, settings=overrides, corpus=source, templates=contexts, seed=seed
         )
+        _say_memory(editable, plan)
         patch = edit_in_sequence(editable, plan, checked, batch_size or max(1, len(checked)), session, bars)
         patch.save(out, replace=force)
     if as_json:
@@ -159,6 +164,17 @@ def edit(
 
         console.show(describe(patch))
         console.say(f"written to {out}; apply it with: bluedit patch apply {out} --model {model} --out FOLDER")
+
+
+def _say_memory(editable: EditableModel, plan: Plan) -> None:
+    """For models whose memory is a question: what the edit will take, before it takes it."""
+    from bluedit.cli import console
+    from bluedit.doctor import plan_for, plan_line
+
+    dtype = editable.weight(0).dtype
+    expected = plan_for(editable.model, editable.structure, plan.method, plan.layers, plan.settings, dtype)
+    if expected.weights > _LARGE:
+        console.say(plan_line(expected, editable.device))
 
 
 def _choose(editable: EditableModel, name: str, traced: list[Case] | None, seed: int, bars: Bars) -> Choice:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from bluedit import __version__
-from bluedit.cli import demo, edit, evaluate, known, patch, run, stats, trace
+from bluedit.cli import demo, doctor, edit, evaluate, known, patch, run, stats, trace
 
 __all__ = ["app", "main"]
 
@@ -34,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
 app.command("edit")(edit.edit)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)

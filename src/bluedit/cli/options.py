@@ -26,7 +26,10 @@ __all__ = [
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="NAME", help="A folder, a hub name, or an embedded model such as gpt2-mini.")
 ]
-Device = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; a GPU when there is one.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; a GPU when there is one. auto: over all GPUs."),
+]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16, float16, or auto for the checkpoint's own.")
 ]

@@ -181,15 +181,10 @@ def _state_memory(model: EditableModel, layers: Sequence[int], *, measured: bool
 
 def _free_memory(model: EditableModel) -> int | None:
     """Bytes that are free where the totals will be; None where that cannot be told."""
-    import torch
+    from bluedit.models.machine import memory_of
 
-    if model.device.type == "cuda":
-        return torch.cuda.mem_get_info(model.device)[0]
-    try:
-        with Path("/proc/meminfo").open() as file:
-            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, StopIteration):
-        return None
+    memory = memory_of(model.device)
+    return memory.free if memory else None
 
 
 def _report(document: dict[str, Any], moments: dict[int, SecondMoment]) -> Any:

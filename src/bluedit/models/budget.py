@@ -17,8 +17,9 @@ from bluedit.errors import ResourceError
 
 if TYPE_CHECKING:
     from bluedit.models.editable import EditableModel
+    from bluedit.models.structure import Structure
 
-__all__ = ["Attempt", "TokenBudget", "gradient_budget", "in_batches", "plain_budget"]
+__all__ = ["Attempt", "TokenBudget", "gradient_budget", "gradient_numbers", "in_batches", "plain_budget"]
 
 T = TypeVar("T")
 
@@ -102,10 +103,13 @@ def plain_budget(model: EditableModel) -> TokenBudget:
 
 def gradient_budget(model: EditableModel, layer: int) -> TokenBudget:
     """For passes with gradients through the layers above `layer`, whose activations are all kept."""
-    d_model, d_ff = model.structure.d_model, model.structure.d_ff
-    above = max(1, model.structure.depth - 1 - layer)
-    budget = _budget(model, numbers=above * (12 * d_model + 6 * d_ff))
+    budget = _budget(model, numbers=gradient_numbers(model.structure, layer))
     return TokenBudget(budget.tokens // 2) if model.device.type == "cpu" else budget
+
+
+def gradient_numbers(structure: Structure, layer: int) -> int:
+    """The numbers that a pass with gradients through the layers above `layer` keeps for each token."""
+    return max(1, structure.depth - 1 - layer) * (12 * structure.d_model + 6 * structure.d_ff)
 
 
 def _budget(model: EditableModel, numbers: int) -> TokenBudget:

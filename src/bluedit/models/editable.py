@@ -29,7 +29,7 @@ from bluedit.models.structure import Structure, discover
 from bluedit.models.tokens import Batch, Row, TextEncoder
 from bluedit.precision import wide
 
-__all__ = ["EditableModel", "Site", "StopForward", "tensor_fingerprint"]
+__all__ = ["EditableModel", "Site", "StopForward", "context_length", "takes_positions", "tensor_fingerprint"]
 
 Site = str
 """A place in a layer: `key` (input of the MLP's output projection, F), `mlp` (its output, D), `attention` (output of the
@@ -44,6 +44,27 @@ def tensor_fingerprint(tensor: Tensor) -> str:
     """A hash of a tensor's values as float32 (float64 where it is that): half-precision values hash alike however they are
     held."""
     return hashlib.sha256(wide(tensor.detach()).contiguous().cpu().numpy().data).hexdigest()[:32]
+
+
+def context_length(config: Any) -> int:
+    """See :attr:`EditableModel.context_length`."""
+    config = config.get_text_config()
+    lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length"))
+    return int(next(filter(None, lengths), 2048))
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """See :attr:`EditableModel.takes_positions`."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def _check_resident(model: nn.Module) -> None:
+    """Raises :class:`~bluedit.errors.ModelError` for weights that are offloaded: what is added to a stand-in is lost."""
+    if (away := next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)) is not None:
+        raise ModelError(
+            f"{away} is offloaded: a stand-in without numbers is in its place, and a change of it would be lost; load the "
+            "model where all of it fits: in bfloat16, on more GPUs (--device auto), or on the CPU (--device cpu)"
+        )
 
 
 class StopForward(Exception):  # noqa: N818 (a signal, not an error)
@@ -70,6 +91,7 @@ class EditableModel:
         self.tokenizer = tokenizer
         named = read_module_map(module_map) if isinstance(module_map, (str, Path)) else module_map
         self.structure: Structure = discover(model, named)
+        _check_resident(model)
         self.text = TextEncoder(tokenizer, chat=chat)
 
     @classmethod
@@ -91,15 +113,13 @@ class EditableModel:
     @property
     def context_length(self) -> int:
         """The longest row the model takes, in tokens; 2048 where positions are relative and nothing bounds them."""
-        config = self.model.config.get_text_config()
-        lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length"))
-        return int(next(filter(None, lengths), 2048))
+        return context_length(self.model.config)
 
     @property
     def takes_positions(self) -> bool:
         """Whether tokens can be told their position. A model that does not take any (BLOOM, MPT) places them where it embeds
         them, or by their distances."""
-        return "position_ids" in inspect.signature(self.model.forward).parameters
+        return takes_positions(self.model)
 
     @cached_property
     def caches_keys(self) -> bool:

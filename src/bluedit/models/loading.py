@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from bluedit.errors import ModelError, SettingsError, did_you_mean
@@ -15,7 +16,17 @@ from bluedit.models.editable import EditableModel
 from bluedit.models.maps import ModuleMap, read_module_map
 from bluedit.zoo import EMBEDDED
 
-__all__ = ["DTYPES", "load_model", "resolve_model"]
+__all__ = [
+    "DTYPES",
+    "UNQUANTISED",
+    "choose_device",
+    "choose_dtype",
+    "first_line",
+    "load_model",
+    "locate",
+    "quantisation",
+    "resolve_model",
+]
 
 DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
@@ -25,6 +36,12 @@ DTYPES: dict[str, torch.dtype | str] = {
 }
 """The weight types a model can be edited in, by name; `auto` is the checkpoint's own."""
 
+UNQUANTISED = (
+    "a change cannot be added to them: load the checkpoint that they were made from, edit it in float32, bfloat16 or float16, "
+    "and quantise the result again"
+)
+"""What to do about quantised weights."""
+
 
 def resolve_model(name: str) -> str:
     """The folder or hub name behind a model's name.
@@ -33,14 +50,24 @@ def resolve_model(name: str) -> str:
 
     **Raises** :class:`~bluedit.errors.ModelError` for a folder without a model in it, and for a path that is not there.
     """
+    source = locate(name)
+    if isinstance(source, Path):
+        _check_folder(source)
+    return str(source)
+
+
+def locate(name: str) -> Path | str:
+    """The folder behind a model's name, whatever is in it, or else the name as one of the hub.
+
+    **Raises** :class:`~bluedit.errors.ModelError` for a file, and for a path that is not there.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
-        _check_folder(path)
-        return str(path)
+        return path
     if path.is_file():
         raise ModelError(f"{name} is a file; --model takes the folder that holds config.json and the weights")
     if name in EMBEDDED:
-        return str(EMBEDDED[name])
+        return EMBEDDED[name]
     # A hub name is "owner/name" or a bare name; anything that looks like a path was meant as one.
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
         raise ModelError(f"the model folder {name!r} does not exist")
@@ -84,32 +111,33 @@ def load_model(
     **Arguments**
 
     - `name`: a folder written by `save_pretrained`, a hub name, or an embedded model such as `gpt2-mini`.
-    - `device`: where the model goes; a GPU when there is one.
+    - `device`: where the model goes; a GPU when there is one. `auto`: spread over all GPUs, and refused where they do not
+      hold all of it.
     - `dtype`: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own. Left out: float32 on a CPU, `auto` on
       a GPU.
     - `module_map`: where the parts of the model are, or a file that says so; for layouts that are not recognised.
     - `trust_remote_code`: run code that comes with the checkpoint. Off unless you say so.
-    - `chat`: put every prompt into the model's chat template, as a user's message.
-    - `kwargs`: passed to `AutoModelForCausalLM.from_pretrained`.
+        ready = (model if placed else model.to(target)).eval()
+        return EditableModel(ready, tokenizer, module_map=module_map, chat=chat)
 
     **Raises** :class:`~bluedit.errors.ModelError` when there is no such model or it cannot be edited.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source = resolve_model(str(name))
     if isinstance(module_map, (str, Path)):
         module_map = read_module_map(module_map)
-    try:
-        target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    except RuntimeError as error:
-        raise SettingsError(f"there is no device {str(device)!r}; write cpu, cuda, cuda:1 or mps") from error
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(f"device {str(device)!r} asked for, but no GPU is at hand; use --device cpu")
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise SettingsError(did_you_mean(dtype, DTYPES, what="dtype"))
-    chosen = (DTYPES[dtype] if isinstance(dtype, str) else dtype) or (torch.float32 if target.type == "cpu" else "auto")
+    if str(device) == "auto":
+        kwargs.setdefault("device_map", "auto")
+        device = None
+    target = choose_device(device)
+    chosen = choose_dtype(dtype, target)
+    placed = kwargs.get("device_map") is not None
     options = {"trust_remote_code": trust_remote_code}
     try:
+        config = AutoConfig.from_pretrained(source, **options)
+        if "quantization_config" not in kwargs and (kind := quantisation(config)):
+            raise ModelError(f"the weights of {name!r} are quantised ({kind}); {UNQUANTISED}")
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if chat:
             Chat.of(tokenizer)  # says what is missing before the weights are read
@@ -117,8 +145,10 @@ def load_model(
             source, dtype=chosen, use_safetensors=True, output_loading_info=True, **options, **kwargs
         )
         model, report = loaded
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"the model {name!r} could not be loaded: {_first_line(error)}") from error
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+        raise ModelError(f"the model {name!r} could not be loaded: {first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"the model {name!r} lacks weights that its config.json asks for, such as {missing[0]}; restore the folder"
@@ -127,11 +157,50 @@ def load_model(
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ModelError(f"{name} holds no tokenizer; save it beside the model with tokenizer.save_pretrained")
     try:
-        return EditableModel(model.to(target).eval(), tokenizer, module_map=module_map, chat=chat)
+        ready = (model if placed else model.to(target)).eval()
+        return EditableModel(ready, tokenizer, module_map=module_map, chat=chat)
     except RuntimeError as error:  # a device of that number, or a backend, that is not there
-        raise SettingsError(f"the model cannot be put on device {str(target)!r}: {_first_line(error)}") from error
+        raise SettingsError(f"the model cannot be put on device {str(target)!r}: {first_line(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; a GPU when there is one and none is named.
+
+    **Raises** :class:`~bluedit.errors.SettingsError` for a device that is not there.
+    """
+    try:
+        target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    except RuntimeError as error:
+        raise SettingsError(f"there is no device {str(device)!r}; write cpu, cuda, cuda:1, mps or auto") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"device {str(device)!r} asked for, but no GPU is at hand; use --device cpu")
+    return target
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | str:
+    """The weight type of that name; left out, float32 on a CPU and the checkpoint's own elsewhere.
+
+    **Raises** :class:`~bluedit.errors.SettingsError` for an unknown name.
+    """
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise SettingsError(did_you_mean(dtype, DTYPES, what="dtype"))
+    return (DTYPES[dtype] if isinstance(dtype, str) else dtype) or (torch.float32 if device.type == "cpu" else "auto")
+
+
+def quantisation(config: Any) -> str | None:
+    """How the weights of a checkpoint are quantised, as its configuration says: `gptq, 4 bits`; None where they are not."""
+    settings = getattr(config, "quantization_config", None)
+    if not settings:
+        return None
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    flags = {4: settings.get("load_in_4bit"), 8: settings.get("load_in_8bit")}
+    bits = settings.get("bits") or next((bits for bits, flag in flags.items() if flag), None)
+    method = str(settings.get("quant_method", "by an unnamed method"))
+    return f"{method}, {bits} bits" if bits else method
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    first, *more = text.splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first

@@ -5,6 +5,7 @@ The orientation of a weight is declared by its module, never guessed from its sh
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import torch
@@ -50,11 +51,21 @@ def oriented(network: nn.Module, name: str, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _is_linear(module: nn.Linear) -> bool:
-    """Whether the module maps one vector as its weight and bias say."""
+    """Whether the module maps one vector as its weight and bias say; one without numbers shows it with small ones."""
     if module.weight.is_meta:
-        return False
+        try:
+            return _is_linear(_small(module))
+        except (RuntimeError, AttributeError, TypeError, ValueError):  # it needs more than a weight and a bias
+            return False
     vector = torch.linspace(-1, 1, module.in_features, device=module.weight.device, dtype=module.weight.dtype)
     expected = nn.functional.linear(vector, module.weight, module.bias)
     got = module.forward(vector)
     scale = vector.norm() * module.weight.norm()
     return got.shape == expected.shape and bool((got - expected).norm() <= 4 * torch.finfo(vector.dtype).eps * scale)
+
+
+def _small(module: nn.Linear) -> nn.Linear:
+    """A module that computes as this one does, from a weight of a few numbers."""
+    small, stand_in = copy.copy(module), nn.Linear(8, 6, bias="bias" in dict(module.named_parameters()), device="cpu")
+    small.__dict__ |= {"_parameters": {"bias": None, **dict(stand_in.named_parameters())}, "in_features": 8, "out_features": 6}
+    return small

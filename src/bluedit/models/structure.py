@@ -136,7 +136,8 @@ def _describe(model: nn.Module, module_map: ModuleMap) -> Structure:
         kinds = ", ".join(sorted({type(projection).__name__ for projection in projections.values()}))
         raise ModelError(
             f"the MLP output projections of {type(model).__name__} ({module_map.projection}: {kinds}) are not all plain "
-            "matrices of one shape; quantised or mixed layers cannot be edited: load the model in float32, bfloat16 or float16"
+            "matrices of one shape; quantised or mixed layers cannot be edited: load the model in float32, bfloat16 or "
+            "float16, and quantise it again after the edit"
         )
     return Structure(module_map, stored, len(layers), *shape, tuple(projections))
 

@@ -64,6 +64,9 @@ class WeightRecord(BaseModel):
     """Condition number of the prior metric, where it has one."""
     null_space_rank: int | None = None
     """How many directions of the keys' null space the change could use (AlphaEdit)."""
+    rounding: float | None = None
+    """||rounded(W + D) - W - D|| / ||D||: what a half-precision weight loses of the change; None in wider weights, and for sums
+    of patches."""
 
 
 class OptimisationRecord(BaseModel):
@@ -422,7 +425,7 @@ def merge(patches: Sequence[Patch]) -> Patch:
         norm = changes[name].norm()
         sizes = [one.weights[name] for one in manifests if name in one.weights and one.weights[name].relative_norm]
         relative = norm * sizes[0].relative_norm / sizes[0].norm if sizes else 0.0
-        weights[name] = record.model_copy(update={"norm": norm, "relative_norm": relative})
+        weights[name] = record.model_copy(update={"norm": norm, "relative_norm": relative, "rounding": None})
     by_layer: dict[int, list[OptimisationRecord]] = {}
     for record in (record for one in manifests for record in one.optimisation):
         by_layer.setdefault(record.layer, []).append(record)

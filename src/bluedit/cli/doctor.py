@@ -1,0 +1,69 @@
+"""`bluedit doctor`: what stands in the way of editing a model, and what it would take."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bluedit.cli.options import AsJson, Device, Dtype, ModuleMap, TrustRemoteCode
+from bluedit.layers import parse_layers
+
+__all__ = ["doctor"]
+
+_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+
+
+def doctor(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, an embedded model, or a hub name that is in the local cache.")
+    ],
+    method: Annotated[str, typer.Option("--method", help="The method to plan for; `bluedit methods` lists them.")] = "memit",
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", help="The strategy to plan for; boundary (BLUE) by default.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Critical layers to plan for, 4-8; may be left out for known models.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    module_map: ModuleMap = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look a model over: can it be edited, what is missing, how much memory and time does it take.
+
+    Reads configuration, tokenizer and the headers of weight files only, and downloads nothing. Exit code 2 when something
+    stands in the way of editing, 0 otherwise, warnings included.
+    """
+    critical = parse_layers(layers) if layers else None
+    from bluedit.methods import method as find_method
+    from bluedit.strategies import strategy as find_strategy
+
+    chosen = find_method(method)
+    if strategy or not chosen.strategy.one_layer:
+        chosen = chosen.with_strategy(find_strategy(strategy or "boundary"))
+
+    from bluedit.cli import console
+    from bluedit.doctor import examine
+    from bluedit.models.maps import read_module_map
+
+    named = read_module_map(module_map) if module_map else None
+    with console.bars():
+        found = examine(
+            model, chosen, layers=critical, device=device, dtype=dtype, module_map=named, trust_remote_code=trust_remote_code
+        )
+    if as_json:
+        console.emit(found.as_dict())
+    else:
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table("", "", "what was found", title=escape(model), title_justify="left", header_style="bold")
+        for check in found.checks:
+            table.add_row(_MARKS[check.status], check.name, escape(check.message))
+        console.show(table)
+        verdict = "can be edited" if found.editable else "cannot be edited as it is"
+        console.show(f"{escape(model)} {verdict}")
+    if not found.editable:
+        raise typer.Exit(2)
