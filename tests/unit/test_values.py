@@ -104,6 +104,21 @@ def test_facts_that_finished_before_memory_ran_out_are_not_optimised_again(
     assert found.evaluations == expected.evaluations
 
 
+def test_a_start_that_is_near_saves_evaluations(tiny_models: EditableModel, world_facts: list[Fact]) -> None:
+    cold = optimise_values(tiny_models, world_facts, 1, TEMPLATES, SETTINGS)
+    found_DN = cold.targets_DN - cold.initial_DN
+    once = SETTINGS.override({"v_num_grad_steps": 1})
+    warm = optimise_values(tiny_models, world_facts, 1, TEMPLATES, once, start_DN=found_DN)
+    # The last evaluation takes no step: started from where the others ended, their losses are seen again, divergence and all.
+    assert warm.losses == pytest.approx(cold.losses, rel=1e-4)
+    torch.testing.assert_close(warm.targets_DN, cold.targets_DN, rtol=1e-4, atol=1e-5)
+    zero = optimise_values(tiny_models, world_facts, 1, TEMPLATES, SETTINGS, start_DN=torch.zeros_like(found_DN))
+    torch.testing.assert_close(zero.targets_DN, cold.targets_DN, rtol=1e-3, atol=1e-4)
+    far = optimise_values(tiny_models, world_facts, 1, TEMPLATES, once, start_DN=1e4 * found_DN)
+    norms_N = (far.targets_DN - far.initial_DN).norm(dim=0)
+    torch.testing.assert_close(norms_N, SETTINGS.clamp_norm_factor * far.initial_DN.norm(dim=0), rtol=1e-3, atol=1e-6)
+
+
 def test_autocast_is_near_full_precision_and_recorded(tiny_gpt2: EditableModel, world_facts: list[Fact]) -> None:
     full = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, SETTINGS)
     half = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, SETTINGS.override({"v_autocast": "bfloat16"}))
