@@ -32,7 +32,7 @@ COUNTS = (1, 4, 8, 12, 16, 20, 25)
 
 def features(model: EditableModel, facts: list[Fact], initial_DN: Tensor) -> Tensor:
     head: Tensor = model.model.get_output_embeddings().weight.detach()  # type: ignore[union-attr, assignment]
-    targets_ND = torch.stack([head[model.text.target(fact.target)[0]] for fact in facts])
+    targets_ND = torch.stack([head[model.text.target(fact.target, fact.text)[0]] for fact in facts])
     parts = (initial_DN.T, targets_ND)
     return torch.cat([*(part / part.norm(dim=1, keepdim=True) for part in parts), torch.ones(len(facts), 1)], 1)
 

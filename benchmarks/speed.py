@@ -270,6 +270,8 @@ def lines(material: Material) -> dict[str, Callable[[], dict[str, Any]]]:
         "scoring-world": lambda: scoring(mini(), read_dataset("world:counterfact:0:3", 200), "world, gpt2-mini"),
         "scoring-small": scored_small,
         "values": lambda: values(mini(), world_facts(32), 2, 16, "gpt2-mini, world"),
+        "values-first": lambda: values(mini(), world_facts(32), 0, 16, "gpt2-mini, world"),
+        "values-last": lambda: values(mini(), world_facts(32), 5, 16, "gpt2-mini, world"),
         "values-small": small_shape,
         "memory": lambda: memory(material),
     }

@@ -25,7 +25,7 @@ def optimise_one(
 ) -> tuple[Tensor, float]:
     """The target of one fact (ROME eq. 4, MEMIT eq. 16) and its last loss; torch's own Adam, no early stop but the
     setting's."""
-    target = model.text.target(fact.target)
+    target = model.text.target(fact.target, fact.text)
     start = len(fact.subject)
     kl_row = model.text.subject_row(f"{fact.subject} is a", 0, start)
     rows = [*(model.text.row(fact, template, with_target=True) for template in templates), kl_row]
@@ -77,7 +77,7 @@ def second_moment_of_one_layer(model: EditableModel, texts: Sequence[str], layer
     """E[k k^T] of one layer, a document at a time, the whole model run for each."""
     size = model.structure.d_ff
     total, tokens = torch.zeros(size, size, dtype=torch.float64), 0
-    for ids in model.text.prompts(texts):
+    for ids in model.text.documents(texts):
         seen: list[Tensor] = []
         with model.hooked(layer, "key", seen.append):
             model.forward(Batch.of([Row(ids)], model.device))
@@ -96,9 +96,11 @@ def score_one(model: EditableModel, case: Case) -> dict[str, list[bool]]:
     """
     assert case.true_target is not None
     kinds = {"ES": (case.fact.text,), "PS": case.paraphrases, "NS": case.neighborhood}
-    targets = [model.text.target(text) for text in (case.fact.target, case.true_target)]
-    prompts = [prompt for prompts in kinds.values() for prompt in prompts]
-    rows = [Row(ids + target[:-1], target=target) for ids in map(model.text.prompt, prompts) for target in targets]
+    rows: list[Row] = []
+    for prompt in (prompt for prompts in kinds.values() for prompt in prompts):
+        for text in (case.fact.target, case.true_target):
+            target = model.text.target(text, prompt)
+            rows.append(Row(model.text.prompt(prompt) + target[:-1], target=target))
     logits = model.forward(Batch.of(rows, model.device))
     means = [
         sum(

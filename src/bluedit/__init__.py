@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bluedit.datasets import Case, World, read_cases, read_dataset
     from bluedit.editing import edit
-    from bluedit.errors import BlueditError, InputError, NumericsError
+    from bluedit.errors import BlueditError, InputError, NumericsError, ResourceError
     from bluedit.evaluation import Scores, score_cases
     from bluedit.facts import Fact
     from bluedit.methods import (
@@ -91,6 +91,7 @@ __all__ = [
     "NumericsError",
     "Objective",
     "Patch",
+    "ResourceError",
     "Scores",
     "Session",
     "Settings",
@@ -114,7 +115,7 @@ __all__ = [
 _HOMES = {
     "bluedit.datasets": ("Case", "World", "read_cases", "read_dataset"),
     "bluedit.editing": ("edit",),
-    "bluedit.errors": ("BlueditError", "InputError", "NumericsError"),
+    "bluedit.errors": ("BlueditError", "InputError", "NumericsError", "ResourceError"),
     "bluedit.evaluation": ("Scores", "score_cases"),
     "bluedit.facts": ("Fact",),
     "bluedit.methods": (

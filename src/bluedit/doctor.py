@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bluedit.errors import ModelError, SettingsError
+from bluedit.errors import ModelError, SettingsError, first_line
 from bluedit.known import KnownModel, lookup
 from bluedit.methods import Method, Settings
 from bluedit.models.editable import context_length, takes_positions
-from bluedit.models.loading import UNQUANTISED, choose_device, choose_dtype, first_line, locate, quantisation
+from bluedit.models.loading import UNQUANTISED, choose_device, choose_dtype, locate, quantisation
 from bluedit.models.machine import Memory, memory_of, product_speed
 from bluedit.models.maps import ModuleMap
 from bluedit.models.plan import MemoryPlan, gigabytes, plan_memory, value_flops
@@ -33,7 +33,7 @@ __all__ = ["Check", "Examination", "Status", "examine", "plan_for", "plan_line"]
 Status = Literal["ok", "warning", "problem"]
 
 _EFFICIENCY = 0.4
-"""Of the matrix-product peak, in value optimisation: docs/performance.md measures 0.34 and 0.51."""
+"""Of the matrix-product peak, in value optimisation: benchmarks/results/speed.json has 0.35 and 0.45."""
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 _TORCH_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _CONVERT = (
@@ -306,8 +306,7 @@ def _check_settings(
     if not critical and method.strategy.fixed_layers:
         critical, source = method.strategy.fixed_layers, "the strategy's"
     if not critical and known:
-        one = known.one_layer.get(method.name)
-        critical, source = (() if one is None else (one,)) if single else known.layers, f"known for {known.name}"
+        critical, source = known.layers_for(method.name, one=single) or (), f"known for {known.name}"
     if wrong := [layer for layer in critical if layer not in structure.dense]:
         raise SettingsError(
             f"layer {wrong[-1]} of this model cannot be edited; choose among layers {', '.join(map(str, structure.dense))}"

@@ -165,15 +165,13 @@ def plan_edit(
         chosen = chosen.with_strategy(find_strategy(strategy))
     known = lookup(model.model.config)
     if layers == "auto":
-        from bluedit.tracing.choice import recall
+        from bluedit.tracing.kept import recall
 
         layers = chosen.strategy.fixed_layers or recall(model).layers_for(chosen.strategy)
     if layers is None and chosen.strategy.fixed_layers:
         layers = chosen.strategy.fixed_layers
     if layers is None and known is not None:
-        layers = known.layers
-        if chosen.strategy == SINGLE:
-            layers = (known.one_layer[chosen.name],) if chosen.name in known.one_layer else None
+        layers = known.layers_for(chosen.name, one=chosen.strategy == SINGLE)
     if layers is None:
         example = "--layers 5 or layers=[5]" if chosen.strategy == SINGLE else "--layers 4-8 or layers=range(4, 9)"
         raise SettingsError(

@@ -1,7 +1,7 @@
 """Every error bluedit raises on purpose.
 
-Two branches: :class:`InputError` for what the caller can mend (exit code 2 on the command line; also a
-`ValueError`), and :class:`NumericsError` for computations that cannot give a trustworthy result (exit code 1).
+:class:`InputError` is for what the caller can mend (exit code 2 on the command line; also a `ValueError`). With exit code 1
+go :class:`NumericsError`, for computations that cannot give a trustworthy result, and :class:`ResourceError`, for memory.
 Each message says what is wrong, where, and what to do about it.
 """
 
@@ -19,10 +19,12 @@ __all__ = [
     "NumericsError",
     "PatchError",
     "RecipeError",
+    "ResourceError",
     "SessionError",
     "SettingsError",
     "StatisticsError",
     "did_you_mean",
+    "first_line",
 ]
 
 
@@ -89,3 +91,10 @@ def did_you_mean(name: str, known: Iterable[str], *, what: str) -> str:
     nearest = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    text = str(error).strip()
+    first, *more = text.splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first

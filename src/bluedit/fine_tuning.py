@@ -22,7 +22,8 @@ from torch import Tensor
 from bluedit.errors import NumericsError
 from bluedit.facts import Fact
 from bluedit.methods import FineTuning, Settings
-from bluedit.models import Batch, EditableModel, batches
+from bluedit.models import Batch, EditableModel
+from bluedit.models.budget import TokenBudget, in_batches
 from bluedit.precision import wide
 from bluedit.values.objectives import mean_by_row
 
@@ -67,7 +68,7 @@ def fine_tune(
     if not tuning.teacher_forcing:
         # The prompt alone: what follows its last token is not looked at.
         rows = [replace(row, ids=row.ids[: len(row.ids) - len(row.target) + 1]) for row in rows]
-    made = list(batches(rows, model.device, token_budget))
+    budget = TokenBudget(token_budget)
     weight = model.weight(layer)
     master = wide(weight.detach()).clone()
     low, high = master - settings.norm_constraint, master + settings.norm_constraint
@@ -75,16 +76,20 @@ def fine_tune(
     optimizer = torch.optim.Adam([master], lr=settings.ft_lr)
     losses_N = torch.zeros(len(facts), device=weight.device, dtype=master.dtype)
     asked = weight.requires_grad
+
+    def run(chosen: list[int]) -> tuple[Tensor, Tensor]:
+        loss_B = _losses(model, Batch.of([rows[index] for index in chosen], model.device), tuning.teacher_forcing)
+        return loss_B.detach(), torch.autograd.grad(loss_B.sum() / len(facts), weight)[0]
+
     steps = evaluations = 0
     with model.restoring([layer]), model.frozen():
         weight.requires_grad_(True)
         try:
             for _ in range(settings.ft_num_steps):
                 gradient = torch.zeros_like(master)
-                for batch in made:
-                    loss_B = _losses(model, batch, tuning.teacher_forcing)
-                    gradient += torch.autograd.grad(loss_B.sum() / len(facts), weight)[0].to(gradient)
-                    losses_N[list(batch.order)] = loss_B.detach().to(losses_N)
+                for chosen, (loss_B, share) in in_batches([len(row.ids) for row in rows], budget, run):
+                    gradient += share.to(gradient)
+                    losses_N[chosen] = loss_B.to(losses_N)
                 evaluations += 1
                 if not torch.isfinite(losses_N).all():
                     fact = facts[int((~torch.isfinite(losses_N)).nonzero()[0])]

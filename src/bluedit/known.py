@@ -28,6 +28,12 @@ class KnownModel:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     corpus: str | None = None
 
+    def layers_for(self, method: str, *, one: bool) -> tuple[int, ...] | None:
+        """The critical layers, or with `one` the single layer of a method; None where that is not known."""
+        if not one:
+            return self.layers
+        return (self.one_layer[method],) if method in self.one_layer else None
+
     def settings_for(self, method: str, strategy: str = "") -> dict[str, Any]:
         """The overrides for one method with a strategy."""
         keys = ("", method, f"{method}+{strategy}")

@@ -131,8 +131,15 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_nothing_is_lost(kind: Exc
     results = list(in_batches([5] * 17, budget, run))
     assert sorted(ran) == list(range(17))
     assert sum(result for _, result in results) == 17
-    assert budget.halvings == 3
     assert budget.tokens <= 15
+
+
+def test_an_error_that_says_nothing_is_named() -> None:
+    def run(chosen: list[int]) -> None:
+        raise MemoryError
+
+    with pytest.raises(ResourceError, match=r"a single row of 5 tokens \(MemoryError\)"):
+        list(in_batches([5], TokenBudget(100), run))
 
 
 def test_a_single_row_that_runs_out_of_memory_is_an_error_with_a_mend() -> None:

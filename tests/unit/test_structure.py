@@ -7,6 +7,7 @@ have square matrices, where a transposed weight would fit as well.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -176,6 +177,12 @@ def test_only_the_layers_that_are_mixtures_are_refused(tiny_gpt2: EditableModel)
     assert model.structure.dense == (0, 2)
     with pytest.raises(SettingsError, match=r"layer 1 is a mixture of experts: .* choose among layers 0, 2"):
         bluedit.edit(model, [_FACT], layers=(0, 1, 2), templates=["{}"])
+
+
+def test_dense_layers_above_mixtures_are_edited(tiny_gpt2: EditableModel, moments: Callable[[int], Any]) -> None:
+    model = EditableModel(random_model(Qwen3MoeConfig(**_EXPERTS, mlp_only_layers=[1, 2])), tiny_gpt2.tokenizer)
+    patch = bluedit.edit(model, [_FACT], layers=(1, 2), templates=["{}"], corpus=moments(model.structure.d_ff))
+    assert sorted(record.layer for record in patch.manifest.optimisation) == [1, 2]
 
 
 def test_dense_layers_of_different_sizes_are_refused(tiny_gpt2: EditableModel) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from bluedit.errors import FactError, ModelError
 from bluedit.evaluation.scoring import answer_queries
 from bluedit.facts import Fact
-from bluedit.models import Batch, EditableModel, Row, TextEncoder, batches
+from bluedit.models import Batch, EditableModel, Row, TextEncoder
 from bluedit.models.generation import generate
 from bluedit.models.tokens import joint
 from bluedit.values import context_templates, fact_states
@@ -344,23 +344,15 @@ def test_subject_without_tokens_is_refused_by_name() -> None:
 # -- batches ---------------------------------------------------------------------------------------------------------
 
 
-def _rows(lengths: list[int]) -> list[Row]:
-    return [Row(tuple(range(1, length + 1)), subject=length - 1) for length in lengths]
-
-
-@pytest.mark.parametrize("budget", [1, 7, 20, 64, 10_000])
-@pytest.mark.parametrize("lengths", [[3], [5, 1, 9, 9, 2, 30, 4, 4, 4, 4], []], ids=["one", "mixed", "none"])
-def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    rows = _rows(lengths)
-    cut = list(batches(rows, "cpu", budget))
-    assert sorted(index for batch in cut for index in batch.order) == list(range(len(rows)))
-    for batch in cut:
-        assert batch.ids.numel() <= budget or len(batch.rows) == 1
-        assert [rows[index] for index in batch.order] == list(batch.rows)
-        for position, row in enumerate(batch.rows):
-            assert tuple(batch.ids[position][batch.mask[position].bool()].tolist()) == row.ids
-            assert batch.mask[position].tolist() == sorted(batch.mask[position].tolist(), reverse=True)
-            assert batch.subjects[position] == row.subject
+@pytest.mark.parametrize("lengths", [[3], [5, 1, 9, 9, 2, 30, 4, 4, 4, 4]], ids=["one", "mixed"])
+def test_a_batch_pads_on_the_right_and_masks_what_it_padded(lengths: list[int]) -> None:
+    rows = [Row(tuple(range(1, length + 1)), subject=length - 1) for length in lengths]
+    batch = Batch.of(rows, "cpu")
+    assert batch.ids.shape == batch.mask.shape == (len(rows), max(lengths))
+    for position, row in enumerate(rows):
+        assert tuple(batch.ids[position][batch.mask[position].bool()].tolist()) == row.ids
+        assert batch.mask[position].tolist() == sorted(batch.mask[position].tolist(), reverse=True)
+        assert batch.subjects[position] == row.subject
 
 
 def test_target_index_is_flat_and_in_row_order(encoder: TextEncoder) -> None:

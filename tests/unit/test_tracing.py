@@ -24,8 +24,9 @@ from bluedit.models import EditableModel
 from bluedit.strategies import BOUNDARY, SINGLE
 from bluedit.tracing import restoring
 from bluedit.tracing import trace as tracing
-from bluedit.tracing.choice import Choice, choose, choose_layers, layers_by_tracing, recall, remember
+from bluedit.tracing.choice import choose, choose_layers, layers_by_tracing
 from bluedit.tracing.figures import fact_figure, save_figures
+from bluedit.tracing.kept import Choice, recall, remember
 from bluedit.tracing.restoring import FactTrace, Question, TraceSettings, subject_noise, trace_fact
 from bluedit.tracing.trace import GROUPS, LAST_SUBJECT, Trace, groups, trace_cases
 
@@ -396,13 +397,21 @@ def test_a_choice_is_kept_for_its_model(
     few = Choice(layers=(1, 2), peak=2, facts=3, agreement=1.0)
     with pytest.raises(SettingsError, match="run `bluedit trace"):
         plan_edit(own_gpt2, (), layers="auto", templates=["{}"])
-    remember(own_gpt2.fingerprint(), few)
+    remember(few, own_gpt2.fingerprint())
     assert recall(tiny_gpt2) == few  # the same weights
     assert plan_edit(own_gpt2, (), layers="auto", templates=["{}"]).layers == (1, 2)
     assert plan_edit(own_gpt2, (), method="rome", layers="auto", templates=["{}"]).layers == (2,)
     assert plan_edit(own_gpt2, (), strategy="single:3", layers="auto", templates=["{}"]).layers == (3,)
-    remember(own_gpt2.fingerprint(), Choice(layers=(0,), peak=0, facts=2, agreement=1.0))
+    remember(Choice(layers=(0,), peak=0, facts=2, agreement=1.0), own_gpt2.fingerprint())
     assert recall(own_gpt2) == few  # fewer facts do not push it out
+    talking = copy.copy(own_gpt2.tokenizer)
+    talking.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}"
+    in_a_chat = EditableModel(own_gpt2.model, talking, chat=True)
+    with pytest.raises(SettingsError, match=r"--facts FILE --chat`"):
+        recall(in_a_chat)  # the same weights, asked otherwise
+    traced = Choice(layers=(0, 1), peak=1, facts=1, agreement=1.0)
+    remember(traced, in_a_chat.fingerprint(), in_a_chat.text.chat)
+    assert (recall(in_a_chat), recall(own_gpt2)) == (traced, few)
     changed = EditableModel(copy.deepcopy(own_gpt2.model), own_gpt2.tokenizer)
     with torch.no_grad():
         changed.weight(1).add_(0.1)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Dtype, ModuleMap, TrustRemoteCode
+from bluedit.cli.options import AsJson, Device, Dtype, ModuleMap, TrustRemoteCode, read_method
 from bluedit.layers import parse_layers
 
 __all__ = ["doctor"]
@@ -37,12 +37,7 @@ def doctor(
     stands in the way of editing, 0 otherwise, warnings included.
     """
     critical = parse_layers(layers) if layers else None
-    from bluedit.methods import method as find_method
-    from bluedit.strategies import strategy as find_strategy
-
-    chosen = find_method(method)
-    if strategy or not chosen.strategy.one_layer:
-        chosen = chosen.with_strategy(find_strategy(strategy or "boundary"))
+    chosen = read_method(method, strategy)
 
     from bluedit.cli import console
     from bluedit.doctor import examine

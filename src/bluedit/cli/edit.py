@@ -19,6 +19,7 @@ from bluedit.cli.options import (
     Seed,
     TrustRemoteCode,
     parse_assignments,
+    read_method,
     read_templates,
 )
 from bluedit.errors import SettingsError
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from bluedit.methods import Method
     from bluedit.models import EditableModel
     from bluedit.patches import Patch
-    from bluedit.tracing.choice import Choice
+    from bluedit.tracing.kept import Choice
 
 __all__ = ["edit"]
 
@@ -109,13 +110,8 @@ def edit(
     overrides = parse_assignments(settings or [])
     if trace_facts and not automatic:
         raise SettingsError("--trace-facts is what --layers auto chooses on; say --layers auto too")
-    from bluedit.methods import method as find_method
-    from bluedit.strategies import strategy as find_strategy
-
     # What can be wrong without the model is looked at before the model is loaded.
-    chosen = find_method(method)
-    if strategy or not chosen.strategy.one_layer:
-        chosen = chosen.with_strategy(find_strategy(strategy or "boundary"))
+    chosen = read_method(method, strategy)
     chosen.override(overrides)
     if session and not batch_size:
         raise SettingsError("--session keeps a sequence; say how many facts a batch has with --batch-size")
@@ -171,8 +167,7 @@ def _say_memory(editable: EditableModel, plan: Plan) -> None:
     from bluedit.cli import console
     from bluedit.doctor import plan_for, plan_line
 
-    dtype = editable.weight(0).dtype
-    expected = plan_for(editable.model, editable.structure, plan.method, plan.layers, plan.settings, dtype)
+    expected = plan_for(editable.model, editable.structure, plan.method, plan.layers, plan.settings, editable.dtype)
     if expected.weights > _LARGE:
         console.say(plan_line(expected, editable.device))
 
@@ -181,7 +176,8 @@ def _choose(editable: EditableModel, name: str, traced: list[Case] | None, seed:
     """The layers that a trace of `traced` shows, or else the kept trace of this model; an embedded model has facts of its
     own."""
     from bluedit.datasets import read_dataset
-    from bluedit.tracing.choice import layers_by_tracing, recall
+    from bluedit.tracing.choice import layers_by_tracing
+    from bluedit.tracing.kept import recall
     from bluedit.zoo import EMBEDDED
 
     if traced is None:

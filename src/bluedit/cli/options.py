@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bluedit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from bluedit.methods import Method
 
 __all__ = [
     "AsJson",
@@ -20,6 +23,7 @@ __all__ = [
     "ModuleMap",
     "Seed",
     "parse_assignments",
+    "read_method",
     "read_templates",
 ]
 
@@ -57,6 +61,17 @@ def parse_assignments(values: list[str]) -> dict[str, Any]:
             raise SettingsError(f"--set {value!r} is not understood; write --set key=value, as in --set lambda=5")
         assignments[name.strip()] = text.strip()
     return assignments
+
+
+def read_method(name: str, strategy: str | None) -> Method:
+    """The method that is edited with: BLUE's strategy where none is named, but for methods that edit one layer."""
+    from bluedit.methods import method as find_method
+    from bluedit.strategies import strategy as find_strategy
+
+    method = find_method(name)
+    if strategy or not method.strategy.one_layer:
+        method = method.with_strategy(find_strategy(strategy or "boundary"))
+    return method
 
 
 def read_templates(path: Path | None) -> tuple[str, ...] | None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Dtype, Force, Limit, Model, ModuleMap, Seed, TrustRemoteCode
+from bluedit.cli.options import AsJson, Chat, Device, Dtype, Force, Limit, Model, ModuleMap, Seed, TrustRemoteCode
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bluedit.tracing.choice import Choice
+    from bluedit.tracing.kept import Choice
     from bluedit.tracing.trace import Trace
 
 __all__ = ["trace"]
@@ -52,6 +52,7 @@ def trace(
     force: Force = False,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
+    chat: Chat = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the layers that carry what a model knows, and choose those to edit. Facts it does not know are left out."""
@@ -70,19 +71,22 @@ def trace(
     from bluedit.errors import SettingsError
     from bluedit.files import writable_target
     from bluedit.models import load_model
-    from bluedit.tracing.choice import choose_layers, remember
+    from bluedit.tracing.choice import choose_layers
+    from bluedit.tracing.kept import remember
     from bluedit.tracing.trace import TRACE_MARKER, trace_cases
 
     if out and force and out.exists():
         shutil.rmtree(writable_target(out, replace=True, marker=TRACE_MARKER))
     with console.bars() as bars:
-        editable = load_model(model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code)
+        editable = load_model(
+            model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
+        )
         started = time.monotonic()
         traced = trace_cases(editable, cases, settings, out, progress=bars)
         seconds = round(time.monotonic() - started, 3)
         try:
             choice, problem = choose_layers(traced), ""
-            remember(traced.model, choice)
+            remember(choice, traced.model, editable.text.chat)
         except SettingsError as error:
             choice, problem = None, str(error)
         figures: list[Path] = []

@@ -4,7 +4,7 @@ from bluedit.models.editable import EditableModel
 from bluedit.models.loading import load_model, resolve_model
 from bluedit.models.maps import MODULE_MAPS, ModuleMap, read_module_map
 from bluedit.models.structure import Structure, discover
-from bluedit.models.tokens import Batch, Row, TextEncoder, batches
+from bluedit.models.tokens import Batch, Row, TextEncoder
 
 __all__ = [
     "MODULE_MAPS",
@@ -14,7 +14,6 @@ __all__ = [
     "Row",
     "Structure",
     "TextEncoder",
-    "batches",
     "discover",
     "load_model",
     "read_module_map",

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from bluedit.errors import ResourceError
+from bluedit.errors import ResourceError, first_line
 
 if TYPE_CHECKING:
     from bluedit.models.editable import EditableModel
     from bluedit.models.structure import Structure
 
-__all__ = ["Attempt", "TokenBudget", "gradient_budget", "gradient_numbers", "in_batches", "plain_budget"]
+__all__ = ["CPU_GRADIENT_TOKENS", "Attempt", "TokenBudget", "gradient_budget", "gradient_numbers", "in_batches", "plain_budget"]
 
 T = TypeVar("T")
 
 _CPU_TOKENS = 1024
+CPU_GRADIENT_TOKENS = 512
+"""With gradients, every layer's activations are kept."""
 _GPU_TOKENS = 32768
 """Beyond so many tokens a pass is no faster a token."""
 _SHARE = 0.5
@@ -42,7 +44,6 @@ class TokenBudget:
     """Padded tokens in one pass, at most; a single row may exceed it."""
 
     tokens: int
-    halvings: int = field(default=0, init=False)
 
     @contextlib.contextmanager
     def attempt(self, tokens: int, *, alone: bool) -> Generator[Attempt]:
@@ -58,14 +59,13 @@ class TokenBudget:
                 raise
             if alone:
                 raise ResourceError(
-                    f"memory ran out in a single row of {tokens} tokens ({str(error).splitlines()[0]}); load the model in "
+                    f"memory ran out in a single row of {tokens} tokens ({first_line(error)}); load the model in "
                     "bfloat16, choose another device, or free its memory"
                 ) from None
             attempt.failed = True
         if attempt.failed:
             # Only here, with the exception gone, is what it held on to free.
             self.tokens = max(1, min(self.tokens, tokens) // 2)
-            self.halvings += 1
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -98,13 +98,12 @@ def in_batches(
 def plain_budget(model: EditableModel) -> TokenBudget:
     """For passes without gradients: a layer's activations at a time, and keys and values of all layers."""
     d_model, d_ff = model.structure.d_model, model.structure.d_ff
-    return _budget(model, numbers=8 * (d_model + d_ff) + 2 * d_model * model.structure.depth)
+    return _budget(model, 8 * (d_model + d_ff) + 2 * d_model * model.structure.depth, _CPU_TOKENS)
 
 
 def gradient_budget(model: EditableModel, layer: int) -> TokenBudget:
     """For passes with gradients through the layers above `layer`, whose activations are all kept."""
-    budget = _budget(model, numbers=gradient_numbers(model.structure, layer))
-    return TokenBudget(budget.tokens // 2) if model.device.type == "cpu" else budget
+    return _budget(model, gradient_numbers(model.structure, layer), CPU_GRADIENT_TOKENS)
 
 
 def gradient_numbers(structure: Structure, layer: int) -> int:
@@ -112,14 +111,14 @@ def gradient_numbers(structure: Structure, layer: int) -> int:
     return max(1, structure.depth - 1 - layer) * (12 * structure.d_model + 6 * structure.d_ff)
 
 
-def _budget(model: EditableModel, numbers: int) -> TokenBudget:
-    """The budget for so many numbers a token, in the precision of the weights."""
+def _budget(model: EditableModel, numbers: int, elsewhere: int) -> TokenBudget:
+    """The budget of a GPU for so many numbers a token, in the precision of the weights; `elsewhere`, that of other devices."""
     if model.device.type != "cuda":
-        return TokenBudget(_CPU_TOKENS)
+        return TokenBudget(elsewhere)
     free = torch.cuda.mem_get_info(model.device)[0]
     # What the allocator keeps for later is free as well.
     free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    tokens = int(_SHARE * free / (numbers * model.weight(0).element_size()))
+    tokens = int(_SHARE * free / (numbers * model.dtype.itemsize))
     return TokenBudget(max(1, min(_GPU_TOKENS, tokens)))
 
 

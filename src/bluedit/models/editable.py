@@ -111,6 +111,11 @@ class EditableModel:
         return self.model.get_input_embeddings().weight.device  # type: ignore[return-value]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self.model.dtype
+
+    @property
     def context_length(self) -> int:
         """The longest row the model takes, in tokens; 2048 where positions are relative and nothing bounds them."""
         return context_length(self.model.config)
@@ -245,7 +250,7 @@ class EditableModel:
         Only in full precision, where both round alike to the last digit or two: in half precision the spelled-out form
         rounds after every operation, and measurements should be those of the model as it is served.
         """
-        if self.weight(0).dtype not in (torch.float32, torch.float64):
+        if self.dtype not in (torch.float32, torch.float64):
             return []
         chosen = [module for module in self.model.modules() if type(module) in _SPELLED_OUT and "forward" not in vars(module)]
         for module in chosen:

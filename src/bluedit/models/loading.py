@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from bluedit.errors import ModelError, SettingsError, did_you_mean
+from bluedit.errors import ModelError, SettingsError, did_you_mean, first_line
 from bluedit.models.chat import Chat
 from bluedit.models.editable import EditableModel
 from bluedit.models.maps import ModuleMap, read_module_map
@@ -21,7 +21,6 @@ __all__ = [
     "UNQUANTISED",
     "choose_device",
     "choose_dtype",
-    "first_line",
     "load_model",
     "locate",
     "quantisation",
@@ -117,8 +116,9 @@ def load_model(
       a GPU.
     - `module_map`: where the parts of the model are, or a file that says so; for layouts that are not recognised.
     - `trust_remote_code`: run code that comes with the checkpoint. Off unless you say so.
-        ready = (model if placed else model.to(target)).eval()
-        return EditableModel(ready, tokenizer, module_map=module_map, chat=chat)
+    - `chat`: put every prompt into the model's chat template; see :class:`~bluedit.models.tokens.TextEncoder`.
+    - `kwargs`: passed to `AutoModelForCausalLM.from_pretrained`; with a `device_map` among them the model stays where that
+      puts it.
 
     **Raises** :class:`~bluedit.errors.ModelError` when there is no such model or it cannot be edited.
     """
@@ -197,10 +197,3 @@ def quantisation(config: Any) -> str | None:
     bits = settings.get("bits") or next((bits for bits, flag in flags.items() if flag), None)
     method = str(settings.get("quant_method", "by an unnamed method"))
     return f"{method}, {bits} bits" if bits else method
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    text = str(error).strip()
-    first, *more = text.splitlines() or [type(error).__name__]
-    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first

@@ -14,13 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bluedit.models.budget import gradient_numbers
+from bluedit.models.budget import CPU_GRADIENT_TOKENS, gradient_numbers
 from bluedit.models.structure import Structure
 
 __all__ = ["MemoryPlan", "gigabytes", "plan_memory", "value_flops"]
 
-_TOKENS = 512
-"""In one pass of value optimisation, at least: fewer still run, and slower. A GPU takes more where it has room."""
 _PROMPTS, _SUFFIX, _TARGET = 6, 6, 2
 """A typical fact: the bare prompt and five contexts, tokens from the subject's last one on, tokens of the target."""
 
@@ -106,7 +104,8 @@ def plan_memory(
         inverting=0 if trains else 3 * 8 * square,
         # Two sums in float32 beside the change itself; for training, its gradient and Adam's two means.
         changing=count * weight_bytes * matrix + (5 if trains else 3) * 4 * matrix,
-        activations=_TOKENS * gradient_numbers(structure, lowest_aim) * weight_bytes,
+        # Fewer tokens in a pass still run, and slower; a GPU takes more where it has room.
+        activations=CPU_GRADIENT_TOKENS * gradient_numbers(structure, lowest_aim) * weight_bytes,
     )
 
 

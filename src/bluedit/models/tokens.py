@@ -7,7 +7,7 @@ the end of a prompt, more than once, after characters that take several tokens.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from bluedit.errors import FactError, ModelError
 from bluedit.facts import Fact
 from bluedit.models.chat import Chat
 
-__all__ = ["Batch", "Row", "TextEncoder", "batches", "joint"]
+__all__ = ["Batch", "Row", "TextEncoder", "joint"]
 
 _BOUNDARIES = ("▁", "Ġ")
 """How tokens that begin a word begin: in SentencePiece, and in byte-level BPE."""
@@ -193,17 +193,15 @@ class Batch:
 
     - `ids`, `mask`: (B, T) token ids and 1 where a token is real.
     - `subjects`: (B,) positions of the subjects' last tokens.
-    - `order`: for each row its index in the sequence that was batched.
     """
 
     rows: tuple[Row, ...]
     ids: Tensor
     mask: Tensor
     subjects: Tensor
-    order: tuple[int, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device | str, order: Sequence[int] | None = None) -> Batch:
+    def of(cls, rows: Sequence[Row], device: torch.device | str) -> Batch:
         length = max(len(row.ids) for row in rows)
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         mask = torch.zeros(len(rows), length, dtype=torch.long)
@@ -211,7 +209,7 @@ class Batch:
             ids[index, : len(row.ids)] = torch.tensor(row.ids)
             mask[index, : len(row.ids)] = 1
         subjects = torch.tensor([row.subject for row in rows])
-        return cls(tuple(rows), ids.to(device), mask.to(device), subjects.to(device), tuple(order or range(len(rows))))
+        return cls(tuple(rows), ids.to(device), mask.to(device), subjects.to(device))
 
     def target_index(self) -> tuple[Tensor, Tensor, Tensor]:
         """Where the logits of all target tokens are and what they should predict: rows, positions, token ids, flat."""
@@ -220,14 +218,3 @@ class Batch:
         positions = [position for row in self.rows for position in row.target_positions]
         tokens = [token for row in self.rows for token in row.target]
         return tuple(torch.tensor(values, dtype=torch.long, device=device) for values in (rows, positions, tokens))  # type: ignore[return-value]
-
-
-def batches(rows: Sequence[Row], device: torch.device | str, token_budget: int = 4096) -> Iterator[Batch]:
-    """The rows in batches of similar length, each of at most `token_budget` padded tokens (or one row)."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids), reverse=True)
-    start = 0
-    while start < len(order):
-        longest = len(rows[order[start]].ids)
-        chosen = order[start : start + max(1, token_budget // max(longest, 1))]
-        yield Batch.of([rows[index] for index in chosen], device, chosen)
-        start += len(chosen)

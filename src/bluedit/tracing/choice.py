@@ -18,70 +18,22 @@ Shapes: N facts, L layers.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from bluedit.datasets.cases import Case
 from bluedit.errors import SettingsError
-from bluedit.files import atomic_file, cache_folder
 from bluedit.models import EditableModel
-from bluedit.strategies import Strategy
+from bluedit.tracing.kept import Choice, remember
 from bluedit.tracing.restoring import TraceSettings
 from bluedit.tracing.trace import Trace, trace_cases
 
-__all__ = ["Choice", "choose", "choose_layers", "layers_by_tracing", "recall", "remember"]
+__all__ = ["choose", "choose_layers", "layers_by_tracing"]
 
 _SHARE = 0.5
 _RESAMPLES = 1000
 _SITES = ("layer", "mlp")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Critical layers, and what the choice rests on.
-
-    - `layers`: all of the range, rising.
-    - `peak`: the layer of the range whose MLPs have the largest effect: the one to edit where only one is.
-    - `facts`: how many facts were averaged.
-    - `agreement`: the share of bootstrap resamples of the facts that choose the same first and last layer.
-    """
-
-    layers: tuple[int, ...]
-    peak: int
-    facts: int
-    agreement: float
-
-    @property
-    def boundary(self) -> tuple[int, int]:
-        """BLUE's pair."""
-        return self.layers[0], self.layers[-1]
-
-    def layers_for(self, strategy: Strategy) -> tuple[int, ...]:
-        """The layers to give to a strategy: the peak alone where one layer is edited."""
-        return (self.peak,) if strategy.one_layer else self.layers
-
-    def as_dict(self) -> dict[str, Any]:
-        """The choice for JSON."""
-        return {**asdict(self), "layers": list(self.layers), "boundary": list(self.boundary)}
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Choice:
-        """The choice of :meth:`as_dict`."""
-        return cls(
-            layers=tuple(record["layers"]),
-            peak=record["peak"],
-            facts=record["facts"],
-            agreement=record["agreement"],
-        )
-
-    def __str__(self) -> str:
-        first, last = self.boundary
-        return f"{first}-{last}" if first < last else str(first)
 
 
 def choose_layers(trace: Trace) -> Choice:
@@ -118,9 +70,6 @@ def _range(mlp_L: np.ndarray, layer_L: np.ndarray) -> tuple[int, int]:
     return first, max(first, int(holding.max(initial=first)))
 
 
-# -- kept choices --------------------------------------------------------------------------------------------------
-
-
 def layers_by_tracing(
     model: EditableModel,
     cases: Sequence[Case],
@@ -134,39 +83,5 @@ def layers_by_tracing(
     """
     trace = trace_cases(model, cases, TraceSettings(sites=_SITES, seed=seed), cached=True, progress=progress)
     choice = choose_layers(trace)
-    remember(trace.model, choice)
+    remember(choice, trace.model, model.text.chat)
     return choice
-
-
-def remember(model: str, choice: Choice) -> None:
-    """Keep a choice for the model of this fingerprint, unless a kept one rests on more facts."""
-    kept = _load(_path(model))
-    if kept is None or kept.facts <= choice.facts:
-        with atomic_file(_path(model)) as temporary:
-            temporary.write_text(json.dumps(choice.as_dict(), indent=1) + "\n", encoding="utf-8")
-
-
-def recall(model: EditableModel) -> Choice:
-    """The choice kept for a model.
-
-    **Raises** :class:`~bluedit.errors.SettingsError` when there is none, with the way to one.
-    """
-    choice = _load(_path(model.fingerprint()))
-    if choice is None:
-        raise SettingsError(
-            "no trace of this model is kept to choose its layers from; run `bluedit trace --model NAME --facts FILE` "
-            "on facts it knows, name such a file with --trace-facts, or name the layers"
-        )
-    return choice
-
-
-def _path(model: str) -> Path:
-    return cache_folder() / "layers" / f"{model}.json"
-
-
-def _load(path: Path) -> Choice | None:
-    """The choice in a file; None where there is none that can be read: it is only a cache."""
-    try:
-        return Choice.of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -47,7 +47,8 @@ _EPSILON = 1e-8
 _OVERHEAD_TOKENS = {"cpu": 48}
 _GPU_OVERHEAD_TOKENS = 1024
 """What a pass costs whatever its size, in tokens that could be run in the same time. A CPU's matrix products are nearly as
-fast a token for 250 tokens as for 1,000; a GPU is still waiting for its next kernel then."""
+fast a token for 250 tokens as for 1,000; a GPU is still waiting for its next kernel then. The CPU's number was measured, the
+GPU's is assumed."""
 _KL_PROMPT = "{} is a"
 
 
