@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from bluedit.solvers import NULL_SPACE, SECOND_MOMENT
     from bluedit.statistics import Statistics, read_corpus
     from bluedit.strategies import BOUNDARY, EACH_LAYER, EVEN, SINGLE, SQUARE_ROOT, STRATEGIES, Step, Strategy, explicit, single
+    from bluedit.tuning import Tuning, read_tuning, tune
 
 __version__ = "0.1.0"
 
@@ -98,6 +99,7 @@ __all__ = [
     "Statistics",
     "Step",
     "Strategy",
+    "Tuning",
     "World",
     "__version__",
     "blue",
@@ -108,8 +110,10 @@ __all__ = [
     "read_cases",
     "read_corpus",
     "read_dataset",
+    "read_tuning",
     "score_cases",
     "single",
+    "tune",
 ]
 
 _HOMES = {
@@ -159,6 +163,7 @@ _HOMES = {
         "explicit",
         "single",
     ),
+    "bluedit.tuning": ("Tuning", "read_tuning", "tune"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

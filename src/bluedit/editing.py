@@ -269,13 +269,13 @@ class _Work:
         """Targets at `layer`, (D, N), optimised the first time they are asked for, on the model as it is edited then."""
         if layer not in self.values:
             plan = self.plan
-            values = optimise_values(
+            self.values[layer] = optimise_values(
                 self.model, plan.facts, layer, plan.templates, plan.settings, plan.method.objective,
                 progress=lambda done: self.progress(f"optimising values at layer {layer}", done, len(plan.facts)),
             )  # fmt: skip
-            self.values[layer] = values
-            self.records[layer] = OptimisationRecord(layer=layer, evaluations=values.evaluations, losses=values.losses)
-        return self.values[layer].targets_DN
+        values = self.values[layer]
+        self.records[layer] = OptimisationRecord(layer=layer, evaluations=values.evaluations, losses=values.losses)
+        return values.targets_DN
 
     def least_squares(self, step: Step) -> Change:
         """R Q^T for one step: keys and gap measured on the model as it is edited now."""
@@ -303,17 +303,18 @@ class _Work:
 
 @torch.inference_mode(mode=False)
 def run_batch(
-    model: EditableModel, plan: Plan, metrics: Metrics, progress: Progress = silent
+    model: EditableModel, plan: Plan, metrics: Metrics, progress: Progress = silent, values: Mapping[int, Values] | None = None
 ) -> tuple[Patch, dict[int, Tensor]]:
     """One batch of a sequence, with what the batches before left in `metrics`: its patch, and its keys by layer.
 
     The model's weights are written on the way, and hold their original bits afterwards. `metrics` is only read: absorb the
-    keys when the patch is kept. A restraint at the end of the sequence is not applied here.
+    keys when the patch is kept. `values`, by layer, are those that were optimised for these facts already, with these settings
+    and on this model as it is edited when they are needed. A restraint at the end of the sequence is not applied here.
     """
     started = time.monotonic()
     method, steps = plan.method, plan.steps
     metrics.prepare(model, (step.layer for step in steps), progress)
-    work = _Work(model, plan, metrics, progress)
+    work = _Work(model, plan, metrics, progress, dict(values or {}))
     changes: dict[int, Change] = {}
     with model.restoring(step.layer for step in steps) as originals:
         for step in steps:
@@ -332,9 +333,18 @@ def run_batch(
     return _patch(model, work, changes, time.monotonic() - started), work.keys
 
 
-def run_plan(model: EditableModel, plan: Plan, progress: Progress = silent) -> Patch:
-    """Carry out a plan: a sequence of one batch, its end included. The model is left as it was."""
-    patch, _ = run_batch(model, plan, Metrics(plan), progress)
+def run_plan(
+    model: EditableModel,
+    plan: Plan,
+    progress: Progress = silent,
+    metrics: Metrics | None = None,
+    values: Mapping[int, Values] | None = None,
+) -> Patch:
+    """Carry out a plan: a sequence of one batch, its end included. The model is left as it was.
+
+    `metrics` and `values` are what is there already, as for :func:`run_batch`.
+    """
+    patch, _ = run_batch(model, plan, metrics or Metrics(plan), progress, values)
     weights = {name: model.matrix(record.layer) for name, record in patch.manifest.weights.items()}
     return restrain_sequence(patch, plan, weights)
 

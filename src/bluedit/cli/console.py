@@ -34,7 +34,7 @@ def show(renderable: Any) -> None:
 
 def say(text: str) -> None:
     """A remark on standard error."""
-    _stderr.print(text, markup=False)
+    _stderr.print(text, markup=False, soft_wrap=True)
 
 
 class Bars:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from bluedit import __version__
-from bluedit.cli import demo, doctor, edit, evaluate, known, patch, run, stats, trace
+from bluedit.cli import demo, doctor, edit, evaluate, known, patch, run, stats, trace, tune
 
 __all__ = ["app", "main"]
 
@@ -40,6 +40,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
 app.command("stats")(stats.stats)
 app.command("trace")(trace.trace)
+app.command("tune")(tune.tune)
 app.command("models")(known.models)
 app.command("methods")(known.methods)
 app.add_typer(patch.app, name="patch")

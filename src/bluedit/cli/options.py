@@ -14,14 +14,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson",
+    "Assignments",
     "Chat",
+    "CorpusName",
     "Device",
     "Dtype",
     "Force",
+    "Layers",
     "Limit",
+    "MethodName",
     "Model",
     "ModuleMap",
+    "Samples",
     "Seed",
+    "StrategyName",
+    "Templates",
+    "TraceFacts",
+    "TrustRemoteCode",
+    "layers_asked",
     "parse_assignments",
     "read_method",
     "read_templates",
@@ -36,6 +46,44 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16, float16, or auto for the checkpoint's own.")
+]
+MethodName = Annotated[str, typer.Option("--method", help="The editing method; `bluedit methods` lists them.")]
+StrategyName = Annotated[
+    str | None,
+    typer.Option(
+        "--strategy",
+        help="even, square-root, boundary (BLUE), each-layer, single:LAYER. The default is boundary; methods that edit one "
+        "layer keep it.",
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        help="Critical layers, 1-4 or 1,2,3,4; may be left out for known models. auto: chosen by causal tracing.",
+    ),
+]
+TraceFacts = Annotated[
+    str | None,
+    typer.Option(
+        "--trace-facts",
+        metavar="FILE",
+        help="With --layers auto: choose them on these facts; by default on the last `bluedit trace` of this model.",
+    ),
+]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the method, e.g. lambda=5.")
+]
+CorpusName = Annotated[
+    str | None,
+    typer.Option(
+        "--corpus",
+        help="Where second moments come from: text:FILE, jsonl:FILE, hub:NAME, world:SEED, stats:FILE (`bluedit stats`).",
+    ),
+]
+Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Documents of the corpus to use; all by default.")]
+Templates = Annotated[
+    Path | None, typer.Option("--templates", help="JSON list of context templates; the model writes them by default.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else there.")]
@@ -72,6 +120,16 @@ def read_method(name: str, strategy: str | None) -> Method:
     if strategy or not method.strategy.one_layer:
         method = method.with_strategy(find_strategy(strategy or "boundary"))
     return method
+
+
+def layers_asked(layers: str | None, trace_facts: str | None) -> tuple[tuple[int, ...] | None, bool]:
+    """The critical layers that are named, if any, and whether they are to be chosen by tracing."""
+    from bluedit.layers import parse_layers
+
+    automatic = layers == "auto"
+    if trace_facts and not automatic:
+        raise SettingsError("--trace-facts is what --layers auto chooses on; say --layers auto too")
+    return (parse_layers(layers) if layers and not automatic else None), automatic
 
 
 def read_templates(path: Path | None) -> tuple[str, ...] | None:

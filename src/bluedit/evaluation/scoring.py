@@ -22,7 +22,7 @@ from bluedit.models import EditableModel
 from bluedit.models.budget import TokenBudget, in_batches, plain_budget
 from bluedit.models.shared import Remainders, SharedBeginnings
 
-__all__ = ["SCORES", "Answer", "Scores", "answer_queries", "compare", "score_cases"]
+__all__ = ["SCORES", "Answer", "Scores", "answer_queries", "compare", "score_cases", "tally"]
 
 SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 """The scores in the order they are reported: efficacy, generalisation (paraphrases), specificity (neighborhood), their
@@ -194,7 +194,7 @@ class Scores:
     def of(self, ids: Collection[str]) -> Scores:
         """The same scores over some of the cases only."""
         wanted = set(ids)
-        return _scores([(name, outcomes) for name, outcomes in self.cases if name in wanted])
+        return tally([(name, outcomes) for name, outcomes in self.cases if name in wanted])
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """The `scores` entry of a JSON result."""
@@ -220,7 +220,7 @@ def score_cases(model: EditableModel, cases: Sequence[Case], *, progress: Callab
     queries = [query for case in cases for query in _queries(case)]
     total = len(set(queries))
     answers = answer_queries(model, queries, progress=None if progress is None else lambda done: progress(done, total))
-    return _scores([(case.fact.id, _outcomes(case, answers)) for case in cases])
+    return tally([(case.fact.id, _outcomes(case, answers)) for case in cases])
 
 
 def compare(one: Scores, other: Scores, name: str) -> Estimate | None:
@@ -242,7 +242,8 @@ def compare(one: Scores, other: Scores, name: str) -> Estimate | None:
     return bootstrap(len(pairs), difference)
 
 
-def _scores(outcomes: Sequence[tuple[str, Mapping[str, tuple[float, ...]]]]) -> Scores:
+def tally(outcomes: Sequence[tuple[str, Mapping[str, tuple[float, ...]]]]) -> Scores:
+    """Scores from the outcomes of each case, by its id: every outcome in [0, 1], by score, scores without data left out."""
     estimates: dict[str, Estimate] = {}
     for name in SCORES:
         if name == "S":

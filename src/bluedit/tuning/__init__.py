@@ -1,0 +1,5 @@
+"""Settings for a model that nobody has tuned, by a short search on held-out facts."""
+
+from bluedit.tuning.tuning import Check, Trial, Tuning, read_tuning, tune
+
+__all__ = ["Check", "Trial", "Tuning", "read_tuning", "tune"]

@@ -1,0 +1,440 @@
+"""Settings for a model that nobody has tuned: tried on held-out facts, every trial kept.
+
+A trial edits all facts of the search, in batches that do not know of one another, and asks for what should have changed and
+what should have stayed. The objective is S with every comparison counted by how clear it is, p / (p + p') in place of 1 for
+p > p', with p and p' the geometric means over the tokens of what is wanted and of its rival: unlike S it still has a slope
+where all edits fail, or all succeed. A change that outgrows its weight costs a point for every doubling beyond: the prompts
+of a trial see little of what such a change does elsewhere. Whether what was found is better than the start is then measured
+on facts that the search has not seen.
+
+A tuning file is JSON, written after every trial: a search that was stopped goes on, and its trail can be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bluedit import __version__
+from bluedit.datasets.cases import Case
+from bluedit.editing import EditOptions, Metrics, Plan, Progress, plan_edit, run_plan, silent
+from bluedit.errors import InputError, NumericsError, SettingsError
+from bluedit.evaluation.scoring import Scores, answer_queries, compare, tally
+from bluedit.files import atomic_file
+from bluedit.methods import Method, Settings
+from bluedit.models import EditableModel
+from bluedit.models.editable import tensor_fingerprint
+from bluedit.statistics import Statistics
+from bluedit.tuning.held_out import HeldOut, Material, hold_out
+from bluedit.tuning.search import Axis, Point, compass
+from bluedit.values import Values, optimise_values
+
+__all__ = ["Check", "Trial", "Tuning", "read_tuning", "tune"]
+
+_DEFAULT = ("lambda", "shrinkage", "L2", "nullspace_threshold", "clamp_norm_factor", "v_lr", "ft_lr", "norm_constraint")
+"""Varied unless the user says what to vary, as far as the method uses them. Those that leave values alone come first: they are
+cheap to try."""
+_FORMAT = 1
+_FAILED = -1e3
+"""The objective where no edit came about: below all others."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Trial(_Record):
+    """One point of the search.
+
+    - `settings`: the varied ones.
+    - `scores`: ES, PS, NS and S in percent, each with its interval and n; empty when the trial failed.
+    - `objective`: what the search maximises, in points; None when the trial failed.
+    - `relative_norm`: the largest ||D|| / ||W|| of any layer and batch.
+    - `problem`: why it failed.
+    """
+
+    settings: dict[str, float]
+    scores: dict[str, dict[str, float]] = Field(default_factory=dict)
+    objective: float | None = None
+    relative_norm: float | None = None
+    seconds: float = 0.0
+    problem: str | None = None
+
+
+class Check(_Record):
+    """Start and outcome of the search on facts that it has not seen; `difference` is the gain in S, paired over facts."""
+
+    start: Trial
+    chosen: Trial
+    difference: dict[str, float] | None = None
+
+
+class Tuning(_Record):
+    """A tuning file.
+
+    - `configuration`: of the model's architecture; `claim`: a hash of all that the trials depend on.
+    - `method`, `strategy`, `layers`: what the settings were found for.
+    - `settings`: those to edit with, all that the method uses; the start's until a search is complete.
+    - `varied`: the names that were searched over; `moves`: the trials that were moved to, by their number from 0; `chosen`:
+      the trial that was chosen.
+    - `facts`: how many were edited in the search and in the check, and by reason how many were left out.
+    """
+
+    format: Literal[1] = _FORMAT
+    bluedit: str = __version__
+    configuration: str
+    claim: str
+    method: str
+    strategy: str
+    layers: tuple[int, ...]
+    batch_size: int
+    settings: dict[str, Any]
+    varied: tuple[str, ...]
+    trials: tuple[Trial, ...] = ()
+    moves: tuple[int, ...] = ()
+    chosen: int | None = None
+    check: Check | None = None
+    facts: dict[str, Any]
+    complete: bool = False
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        with atomic_file(path) as temporary:
+            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def settings_for(self, model: EditableModel, method: Method) -> dict[str, Any]:
+        """The settings, for an edit of this model with this method.
+
+        **Raises** :class:`~bluedit.errors.SettingsError` where they were found for something else, or not found yet.
+        """
+        if not self.complete:
+            raise SettingsError("the tuning file is of a search that was stopped; finish it with the same `bluedit tune`")
+        if self.configuration != model.configuration_fingerprint():
+            raise SettingsError("the tuning file is of a model with another configuration; run `bluedit tune` for this one")
+        if (self.method, self.strategy) != (method.name, method.strategy.name):
+            raise SettingsError(
+                f"the tuning file is for {self.method} with strategy {self.strategy}; edit with those, or run `bluedit tune` "
+                f"for {method.name} with strategy {method.strategy.name}"
+            )
+        return self.settings
+
+
+def read_tuning(path: Path) -> Tuning:
+    """A tuning file.
+
+    **Raises** :class:`~bluedit.errors.SettingsError` for a file that is none, or damaged.
+    """
+    try:
+        return Tuning.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror}); `bluedit tune --out` writes tuning files") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path} is no tuning file, or of another version; `bluedit tune --out` writes tuning files"
+        ) from error
+
+
+def tune(
+    model: EditableModel,
+    cases: Sequence[Case],
+    *,
+    vary: Sequence[str] | None = None,
+    trials: int = 32,
+    count: int = 100,
+    batch_size: int | None = None,
+    out: Path | None = None,
+    replace: bool = False,
+    on_trial: Callable[[Trial], object] | None = None,
+    progress: Progress = silent,
+    **options: Unpack[EditOptions],
+) -> Tuning:
+    """Search for the settings that a model is best edited with.
+
+    **Arguments**
+
+    - `cases`: requested edits, or facts that the model knows, which are then given other objects; see
+      :func:`~bluedit.tuning.held_out.hold_out`.
+    - `vary`: the settings to vary; when left out those of the prior (lambda and shrinkage, or L2 and the threshold of the null
+      space), clamp and learning rate, but for those in `settings`.
+    - `trials`: so many at most, the start included.
+    - `count`: so many facts are edited at most, three of five in the search.
+    - `batch_size`: facts of one edit; all of a search's at once when left out. Batches do not know of one another.
+    - `out`: the tuning file, written after every trial. A search that was stopped goes on there; a complete one is read. With
+      `replace`, what is there is lost with the first trial.
+    - `on_trial`: called with every trial of the search when it is done, those read from the file too.
+    - `options`: as for :func:`bluedit.edit`. `settings` are where the search starts.
+
+    **Returns** a :class:`Tuning`. Where the check gives a lower S than for the start, its settings are the start's. The model
+    is left as it was.
+
+    **Raises** subclasses of :class:`~bluedit.errors.InputError` for what the caller can mend, and
+    :class:`~bluedit.errors.NumericsError` when no trial gives numbers.
+    """
+    plan = plan_edit(model, (), **options)
+    method = plan.method
+    fixed = options.get("settings")
+    axes = _axes(method, vary, fixed if isinstance(fixed, Mapping) else {})
+    if trials < 1:
+        raise SettingsError(f"trials={trials} leaves nothing to try; a search takes about 20")
+    material = hold_out(model, cases, count=count, seed=plan.seed)
+    size = batch_size or method.largest_batch or len(material.search)
+    method.check_batch(size)
+    moments = {} if method.fine_tuning else plan.statistics.moments(
+        model,
+        sorted({step.layer for step in method.strategy.steps(plan.layers)}),
+        lambda done, total: progress("second moments of keys", done, total),
+    )  # fmt: skip
+    # Kept in memory, with what is derived from them: every trial asks again.
+    plan = dataclasses.replace(plan, statistics=Statistics(known=moments))
+    search = _Search(model, plan, axes, material, size, trials, out, replace, on_trial, progress)
+    return search.run()
+
+
+def _axes(method: Method, vary: Sequence[str] | None, fixed: Mapping[str, Any]) -> tuple[Axis, ...]:
+    usual = [name for name in _DEFAULT if name in method.uses]
+    if "nullspace_threshold" in usual:
+        usual.remove("shrinkage")  # directions without energy are what the method edits in
+    names = vary or [name for name in usual if name not in fixed]
+    axes = tuple(map(Axis.named, dict.fromkeys(names)))
+    if unused := [axis.name for axis in axes if axis.name not in method.uses]:
+        raise SettingsError(f"{method.name} does not use the setting {unused[0]!r}; it uses {', '.join(method.uses)}")
+    if not axes:
+        raise SettingsError("every setting that would be varied is set; name what to vary with --vary, or set fewer")
+    return axes
+
+
+class _SpentError(Exception):
+    """No trials are left."""
+
+
+@dataclass
+class _Search:
+    """One search: its trials so far, by the settings they tried."""
+
+    model: EditableModel
+    plan: Plan
+    axes: tuple[Axis, ...]
+    material: Material
+    size: int
+    limit: int
+    out: Path | None
+    replace: bool
+    on_trial: Callable[[Trial], object] | None
+    progress: Progress
+    known: dict[tuple[float, ...], Trial] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    moves: list[int] = field(default_factory=list)
+    values: dict[Any, Values] = field(default_factory=dict)
+
+    def run(self) -> Tuning:
+        """Go through the trials, those of the file first, check the outcome, and write the file."""
+        if (earlier := self._claimed()) is not None and earlier.complete:
+            for trial in earlier.trials:
+                self._tell(trial)
+            return earlier
+        self.known = {tuple(trial.settings.values()): trial for trial in (earlier.trials if earlier else ())}
+        with contextlib.suppress(_SpentError):
+            compass(self.axes, self._objective, self._chosen)
+        chosen = self._best()
+        best = self.trials[chosen]
+        check, better = self._check(best)
+        settings = {**self._start, **(best.settings if better else {})}
+        tuning = self._tuning(settings).model_copy(update={"chosen": chosen, "check": check, "complete": True})
+        if self.out:
+            tuning.save(self.out)
+        return tuning
+
+    @cached_property
+    def _start(self) -> dict[str, Any]:
+        settings, uses = self.plan.settings.as_dict(), self.plan.method.uses
+        return {name: settings[name] for name in uses}
+
+    @cached_property
+    def _claim(self) -> str:
+        """A hash of everything that a trial's outcome depends on."""
+        plan, moments = self.plan, self.plan.statistics.known
+        text = json.dumps(
+            {
+                "model": self.model.fingerprint(),
+                "chat": asdict(self.model.text.chat) if self.model.text.chat else None,
+                "method": (plan.method.name, plan.method.strategy.name, plan.layers),
+                "start": self._start,
+                "vary": [axis.name for axis in self.axes],
+                "templates": plan.templates,
+                "moments": {layer: tensor_fingerprint(moment.matrix_FF) for layer, moment in moments.items()},
+                "facts": [asdict(one) for part in (self.material.search, self.material.check) for one in part],
+                "batch_size": self.size,
+                "trials": self.limit,
+            }
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _claimed(self) -> Tuning | None:
+        """What the file holds of this very search.
+
+        **Raises** :class:`~bluedit.errors.InputError` when it holds something else.
+        """
+        if self.out is None or self.replace or not self.out.exists():
+            return None
+        earlier = read_tuning(self.out)
+        if earlier.claim != self._claim:
+            raise InputError(
+                f"{self.out} is of another search (other facts, weights or options); choose another file with --out, or say "
+                "--force to lose it"
+            )
+        return earlier
+
+    def _tuning(self, settings: dict[str, Any]) -> Tuning:
+        plan = self.plan
+        return Tuning(
+            configuration=self.model.configuration_fingerprint(),
+            claim=self._claim,
+            method=plan.method.name,
+            strategy=plan.method.strategy.name,
+            layers=plan.layers,
+            batch_size=self.size,
+            settings=settings,
+            varied=tuple(axis.name for axis in self.axes),
+            trials=tuple(self.trials),
+            moves=tuple(self.moves),
+            facts={
+                "search": len(self.material.search),
+                "check": len(self.material.check),
+                "left_out": dict(self.material.left_out),
+            },
+        )
+
+    # -- trials ----------------------------------------------------------------------------------------------------
+
+    def _settings(self, point: Point) -> dict[str, float] | None:
+        """The varied settings at a point; None beyond an end."""
+        values = {axis.name: axis.value(self._start[axis.name], halves) for axis, halves in zip(self.axes, point, strict=True)}
+        return None if None in values.values() else values  # pyright: ignore[reportReturnType]
+
+    def _number(self, settings: Mapping[str, float]) -> int | None:
+        return next((number for number, trial in enumerate(self.trials) if trial.settings == settings), None)
+
+    def _objective(self, point: Point) -> float | None:
+        settings = self._settings(point)
+        if settings is None:
+            return None
+        number = self._number(settings)
+        if number is None:
+            if len(self.trials) == self.limit:
+                raise _SpentError
+            number = len(self.trials)
+            trial = self.known.get(tuple(settings.values())) or self._try(settings, self.material.search)[0]
+            self.trials.append(trial)
+            if self.out:
+                self._tuning(self._start).save(self.out)
+            self._tell(trial)
+        objective = self.trials[number].objective
+        return _FAILED if objective is None else objective
+
+    def _chosen(self, point: Point) -> None:
+        number = self._number(self._settings(point) or {})
+        assert number is not None
+        self.moves.append(number)
+
+    def _tell(self, trial: Trial) -> None:
+        self.progress("trials", 1, self.limit)
+        if self.on_trial is not None:
+            self.on_trial(trial)
+
+    def _best(self) -> int:
+        """The trial with the largest objective, also where that was not worth a step; of equals the smallest change."""
+        done = [
+            (trial.objective, -trial.relative_norm, number)
+            for number, trial in enumerate(self.trials)
+            if trial.objective is not None and trial.relative_norm is not None
+        ]
+        if not done:
+            raise NumericsError(f"none of {len(self.trials)} trials could be edited with; the first: {self.trials[0].problem}")
+        return max(done)[2]
+
+    def _try(self, varied: Mapping[str, float], part: Sequence[HeldOut]) -> tuple[Trial, Scores | None]:
+        """One trial on the facts of a part; its scores with their outcomes too, where it gave any."""
+        started = time.monotonic()
+        settings = self.plan.settings.override(varied)
+        try:
+            with warnings.catch_warnings():
+                # A change that outgrows its weight is a column of the trail here.
+                warnings.simplefilter("ignore")
+                plain, clear, norm = self._edited(settings, part)
+        except NumericsError as error:
+            return Trial(settings=dict(varied), seconds=_since(started), problem=str(error)), None
+        trial = Trial(
+            settings=dict(varied),
+            scores=plain.as_dict(),
+            objective=round(clear["S"].value - math.log2(max(1.0, norm)), 4),
+            relative_norm=float(f"{norm:.4g}"),
+            seconds=_since(started),
+        )
+        return trial, plain
+
+    def _edited(self, settings: Settings, part: Sequence[HeldOut]) -> tuple[Scores, Scores, float]:
+        """The scores after editing a part, plain and by how clear each comparison is, and the largest relative change."""
+        plan = dataclasses.replace(self.plan, settings=settings)
+        metrics = Metrics(plan)
+        plain: list[tuple[str, dict[str, tuple[float, ...]]]] = []
+        clear: list[tuple[str, dict[str, tuple[float, ...]]]] = []
+        norm = 0.0
+        for start in range(0, len(part), self.size):
+            batch = part[start : start + self.size]
+            planned = plan.with_facts(self.model, [one.fact for one in batch])
+            patch = run_plan(self.model, planned, silent, metrics, self._values(planned))
+            norm = max([norm, *(record.relative_norm for record in patch.manifest.weights.values())])
+            queries = [(one.prompt, answer) for held in batch for one in held.questions for answer in (one.wanted, one.other)]
+            with patch.applied(self.model, check=False):
+                answers = answer_queries(self.model, queries)
+            for held in batch:
+                margins: dict[str, list[float]] = {}
+                for one in held.questions:
+                    margin = answers[one.prompt, one.wanted].log_prob - answers[one.prompt, one.other].log_prob
+                    if math.isnan(margin):
+                        raise NumericsError("the edited model gives no numbers")
+                    margins.setdefault(one.score, []).append(margin)
+                plain.append((held.fact.id, {name: tuple(float(one > 0) for one in found) for name, found in margins.items()}))
+                clear.append((held.fact.id, {name: tuple(map(_share, found)) for name, found in margins.items()}))
+        return tally(plain), tally(clear), norm
+
+    def _values(self, plan: Plan) -> dict[int, Values]:
+        """The first layer's values, which lambda does not touch: optimised once for all trials that share the rest."""
+        if plan.method.fine_tuning or not plan.steps:
+            return {}
+        layer, method = plan.steps[0].aim, plan.method
+        settings = plan.settings.as_dict()
+        key = (tuple(fact.id for fact in plan.facts), tuple(settings[name] for name in method.objective.uses))
+        if key not in self.values:
+            self.values[key] = optimise_values(self.model, plan.facts, layer, plan.templates, plan.settings, method.objective)
+        return {layer: self.values[key]}
+
+    def _check(self, best: Trial) -> tuple[Check, bool]:
+        """Start and outcome on facts that the search has not seen; whether the outcome holds there."""
+        first = self.trials[0].settings
+        start, before = self._try(first, self.material.check)
+        chosen, after = (start, before) if best.settings == first else self._try(best.settings, self.material.check)
+        difference = compare(after, before, "S") if before and after else None
+        check = Check(start=start, chosen=chosen, difference=difference.as_dict() if difference else None)
+        return check, after is not None and (difference is None or difference.value >= 0)
+
+
+def _share(margin: float) -> float:
+    """p / (p + p') from log p - log p'."""
+    return 1 / (1 + math.exp(-margin)) if margin > -700 else 0.0
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 3)
