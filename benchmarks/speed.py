@@ -14,8 +14,9 @@ counterfact_200.json` and `gpt2_tokenizer/tokenizer.json`) where it exists, else
 
 *Useful FLOPs of value optimisation.* A step needs, per token from the subject's last one on, a forward pass through the
 weights above the edited layer (2 FLOPs a parameter) and a backward pass to their inputs (2 more; no weight gets a
-gradient); attention to T earlier tokens (4 T D a layer forward, twice that backward); and the head at target and KL
-positions alone (2 D V forward, 2 D V backward). A KL prompt that the bare prompt begins with adds its logits only. Everything
+gradient), of the last layer's MLP only at target and KL positions; attention to T earlier tokens (4 T D a layer forward, twice
+that backward); and the head at target and KL positions alone (2 D V forward, 2 D V backward). A KL prompt that the bare prompt
+begins with adds its logits only. Everything
 else is overhead: padding, activations and norms, the passes that store prefixes, templates, Adam. The share of peak is useful
 FLOPs per second over those of a square float32 matrix product, measured before and after in the same process.
 """
@@ -96,7 +97,8 @@ def useful_flops(model: EditableModel, facts: Sequence[Fact], layer: int, templa
     """What one evaluation of all facts needs, times the evaluations; see the module's docstring."""
     width, vocabulary = model.structure.d_model, model.model.get_input_embeddings().weight.shape[0]
     above = model.structure.depth - 1 - layer
-    weights = sum(parameter.numel() for name, parameter in model.layer(layer).named_parameters() if parameter.ndim == 2)
+    matrices = {name: p.numel() for name, p in model.layer(layer).named_parameters() if p.ndim == 2}
+    weights, mlp = sum(matrices.values()), sum(size for name, size in matrices.items() if name.startswith("mlp"))
     total = 0.0
     for fact in facts:
         rows = [model.text.row(fact, template, with_target=True) for template in templates]
@@ -108,7 +110,9 @@ def useful_flops(model: EditableModel, facts: Sequence[Fact], layer: int, templa
             suffix = length - subject
             total += above * suffix * 4 * weights
             total += above * sum(12 * width * (position + 1) for position in range(subject, length))
-        total += 4 * (sum(len(row.target) for row in rows) + 1) * width * vocabulary
+            total -= bool(above) * suffix * 4 * mlp
+        read = sum(len(row.target) for row in rows) + 1
+        total += 4 * read * (bool(above) * mlp + width * vocabulary)
     return total * evaluations
 
 

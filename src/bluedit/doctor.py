@@ -108,12 +108,13 @@ def examine(
         checks.append(_check_tokenizer(folder, config, trust_remote_code))
     if config is not None and network is not None and structure is not None:
         known = lookup(config)
-        critical, check = _check_settings(known, method, structure, layers)
+        critical, check = _check_layers(known, method, structure, layers)
         checks.append(check)
         if not method.fine_tuning:
             checks.append(_check_corpus(known))
         weight_type = _weight_type(chosen, files, config)
         settings = method.override(known.settings_for(method.name, method.strategy.name) if known else {})
+        checks.append(_check_settings(known, method, settings))
         plan = plan_for(network, structure, method, critical, settings, weight_type)
         checks.append(_check_memory(plan, method, critical, settings, target, weight_type))
         checks.append(_estimate_time(network, structure, method, critical, settings, target, weight_type))
@@ -297,7 +298,7 @@ def _check_architecture(
 # -- what an edit needs, and takes -----------------------------------------------------------------------------------
 
 
-def _check_settings(
+def _check_layers(
     known: KnownModel | None, method: Method, structure: Structure, layers: Sequence[int] | None
 ) -> tuple[tuple[int, ...], Check]:
     """The critical layers, and where they are from; where none are known, some to make the plans for."""
@@ -330,6 +331,17 @@ def _check_corpus(known: KnownModel | None) -> Check:
         return Check("corpus", "ok", f"second moments are taken over {known.corpus}", {"corpus": known.corpus})
     message = "no text is known to take second moments of keys over; name one: --corpus text:FILE, hub:NAME, or stats:FILE"
     return Check("corpus", "warning", message, {"corpus": None})
+
+
+def _check_settings(known: KnownModel | None, method: Method, settings: Settings) -> Check:
+    values = settings.as_dict()
+    used = {name: values[name] for name in method.uses}
+    if known:
+        return Check("settings", "ok", f"known for {known.name}", {"known": known.name, "settings": used})
+    message = (
+        f"not known for this model; the common ones of {method.name} may edit nothing here: find its own with bluedit tune"
+    )
+    return Check("settings", "warning", message, {"known": None, "settings": used})
 
 
 def _listed(layers: Sequence[int]) -> str:

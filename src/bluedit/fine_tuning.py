@@ -118,7 +118,7 @@ def _losses(model: EditableModel, batch: Batch, teacher_forcing: bool) -> Tensor
     rows_T, positions_T, tokens_T = batch.target_index()
     if not teacher_forcing:
         positions_T = torch.tensor([len(row.ids) - 1 for row in batch.rows], device=device)[rows_T]
-    with model.head_at(rows_T, positions_T):
+    with model.head_at(rows_T, positions_T, last_mlp=True):
         logits_TV = wide(model.forward(batch)[0])
     nll_T = torch.nn.functional.cross_entropy(logits_TV, tokens_T, reduction="none")
     return mean_by_row(nll_T, rows_T, len(batch.rows))

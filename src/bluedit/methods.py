@@ -68,6 +68,9 @@ class Settings(BaseModel):
     - `v_autocast`: run the model's matrix products in this precision meanwhile; deltas, logits' losses and Adam stay float32.
       Nothing but time is gained where the weights are in half precision already.
 
+    - `v_warm_after`: of a larger batch so many facts, spread evenly, start from 0, and the others with half of the evaluations
+      from what a ridge regression on those predicts (:mod:`bluedit.values.starts`); 0, as published: all start from 0.
+
     The prior over keys
 
     - `lambda` (attribute `lambda_`): weight of the second moment against the new facts (MEMIT eq. 15).
@@ -104,6 +107,7 @@ class Settings(BaseModel):
     clamp_norm_factor: Positive = 0.75
     early_stop_loss: NonNegative = 0.05
     v_autocast: Literal["off", "bfloat16", "float16"] = "off"
+    v_warm_after: Annotated[int, Field(ge=0)] = 0
     rect_keep: Share = 0.4
     prune_base: Annotated[float, Field(gt=1, allow_inf_nan=False)] = math.e
     ft_lr: Positive = 5e-4
@@ -151,7 +155,16 @@ class Objective:
     met_scale: float | None = None
     met_kl: float = 0.0
 
-    uses = ("v_lr", "v_num_grad_steps", "v_weight_decay", "kl_factor", "clamp_norm_factor", "early_stop_loss", "v_autocast")
+    uses = (
+        "v_lr",
+        "v_num_grad_steps",
+        "v_weight_decay",
+        "kl_factor",
+        "clamp_norm_factor",
+        "early_stop_loss",
+        "v_autocast",
+        "v_warm_after",
+    )
 
     def __post_init__(self) -> None:
         if unknown := [site for site in self.sites if site not in ("layer", "mlp", "attention")]:

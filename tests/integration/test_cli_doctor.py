@@ -16,7 +16,7 @@ def test_checklist_for_people(run: Run) -> None:
     outcome = run("doctor", "gpt2-mini")
     assert outcome.code == 0
     assert "gpt2-mini can be edited" in outcome.stdout
-    for name in ("configuration", "architecture", "weights", "tokenizer", "layers", "corpus", "memory", "time"):
+    for name in ("configuration", "architecture", "weights", "tokenizer", "layers", "corpus", "settings", "memory", "time"):
         assert name in outcome.stdout
     assert "problem" not in outcome.stdout
     assert outcome.stderr == ""

@@ -89,15 +89,18 @@ def test_embedded_model_has_nothing_to_mend() -> None:
     assert found.editable
     assert _details(found, "layers")["edited"] == [0, 5]
     assert _details(found, "corpus") == {"corpus": "world:0"}
+    assert _details(found, "settings")["settings"]["lambda"] == 300
     assert _details(found, "precision")["dtype"] == "float16"
 
 
 def test_unknown_model_can_be_edited_and_says_what_is_missing(folder: Path) -> None:
     found = _look(folder)
     assert found.editable
-    assert {name for name, status in _statuses(found).items() if status == "warning"} == {"layers", "corpus"}
+    assert {name for name, status in _statuses(found).items() if status == "warning"} == {"layers", "corpus", "settings"}
     assert "bluedit trace" in _said(found, "layers")
     assert "--corpus" in _said(found, "corpus")
+    assert "bluedit tune" in _said(found, "settings")
+    assert _details(found, "settings")["settings"]["lambda"] == 15000
     details = _details(found, "architecture")
     assert (details["layers"], details["d_model"], details["d_ff"], details["head_tied"]) == (4, 32, 48, True)
     assert details["map"]["projection"] == "mlp.c_proj"

@@ -125,7 +125,7 @@ def test_hooks_go_when_the_block_or_the_hook_fails(tiny_models: EditableModel, b
     with pytest.raises(StoppedError), tiny_models.hooked(1, site, fail), torch.no_grad():
         tiny_models.forward(batch)
     assert _hooks(tiny_models) == 0
-    with pytest.raises(StoppedError), tiny_models.head_at(torch.zeros(1).long(), torch.zeros(1).long()):
+    with pytest.raises(StoppedError), tiny_models.head_at(torch.zeros(1).long(), torch.zeros(1).long(), last_mlp=True):
         raise StoppedError
     assert _hooks(tiny_models) == 0
 
@@ -133,14 +133,49 @@ def test_hooks_go_when_the_block_or_the_hook_fails(tiny_models: EditableModel, b
 # -- the head --------------------------------------------------------------------------------------------------------
 
 
-def test_head_gives_the_plain_logits_where_asked(tiny_models: EditableModel, batch: Batch) -> None:
+@pytest.mark.parametrize("last_mlp", [False, True])
+def test_head_gives_the_plain_logits_where_asked(tiny_models: EditableModel, batch: Batch, last_mlp: bool) -> None:
     rows_T, positions_T, _ = batch.target_index()
     with torch.no_grad():
         plain = tiny_models.forward(batch)
-        with tiny_models.head_at(rows_T, positions_T):
+        with tiny_models.head_at(rows_T, positions_T, last_mlp=last_mlp):
             narrowed = tiny_models.forward(batch)
     assert narrowed.shape == (1, len(rows_T), plain.shape[-1])
     torch.testing.assert_close(narrowed[0], plain[rows_T, positions_T], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("last_mlp", [False, True])
+def test_gradients_are_the_plain_ones_where_a_place_is_read_twice(
+    tiny_models: EditableModel, batch: Batch, last_mlp: bool
+) -> None:
+    rows_T, positions_T, tokens_T = (torch.cat([one, one]) for one in batch.target_index())
+
+    def gradient(narrowed: bool) -> torch.Tensor:
+        added = torch.zeros(tiny_models.structure.d_model, requires_grad=True)
+        context = tiny_models.head_at(rows_T, positions_T, last_mlp=last_mlp) if narrowed else contextlib.nullcontext()
+        with tiny_models.hooked(0, "layer", lambda hidden: hidden + added), context:
+            logits = tiny_models.forward(batch)
+        read = logits[0] if narrowed else logits[rows_T, positions_T]
+        loss = read.log_softmax(-1).gather(1, tokens_T[:, None]).sum()
+        return torch.autograd.grad(loss, added)[0]
+
+    torch.testing.assert_close(gradient(True), gradient(False), atol=1e-4, rtol=1e-4)
+
+
+def test_the_last_mlp_sees_the_places_that_are_read_and_no_others(tiny_models: EditableModel, batch: Batch) -> None:
+    rows_T, positions_T, _ = batch.target_index()
+    last, seen = tiny_models.structure.depth - 1, list[int]()
+    projection = tiny_models.layer(last).get_submodule(tiny_models.structure.map.projection)
+    with tiny_models.head_at(rows_T, positions_T, last_mlp=True), torch.no_grad():
+        hook = projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2).shape[0]))
+        tiny_models.forward(batch)
+        hook.remove()
+    # OPT's is no module of its own: its layer calls the two matrices itself.
+    assert seen == [
+        len({*zip(rows_T.tolist(), positions_T.tolist(), strict=True)})
+        if "." in tiny_models.structure.map.projection
+        else batch.ids.numel()
+    ]
 
 
 def test_head_nowhere_gives_no_logits(tiny_gpt2: EditableModel) -> None:

@@ -60,7 +60,16 @@ FAMILY: dict[str, tuple[Any, ...]] = {
     "pmet": (SQUARE_ROOT, SECOND_MOMENT, 1, False, TWO_SITES, None, None),
 }
 
-VALUE = ("v_lr", "v_num_grad_steps", "v_weight_decay", "kl_factor", "clamp_norm_factor", "early_stop_loss", "v_autocast")
+VALUE = (
+    "v_lr",
+    "v_num_grad_steps",
+    "v_weight_decay",
+    "kl_factor",
+    "clamp_norm_factor",
+    "early_stop_loss",
+    "v_autocast",
+    "v_warm_after",
+)
 MOMENT = ("shrinkage", "metric_dtype")
 TUNING = ("ft_lr", "ft_num_steps", "ft_early_stop_loss", "norm_constraint")
 USES: dict[str, tuple[str, ...]] = {
@@ -126,7 +135,8 @@ def test_defaults_are_the_common_published_settings() -> None:
     assert Settings().as_dict() == {
         "lambda": 15000.0, "shrinkage": 0.0, "L2": 10.0, "nullspace_threshold": 2e-2, "nullspace_scale": "absolute",
         "metric_dtype": "float64", "v_lr": 0.1, "v_num_grad_steps": 25, "v_weight_decay": 0.5, "kl_factor": 0.0625,
-        "clamp_norm_factor": 0.75, "early_stop_loss": 0.05, "v_autocast": "off", "rect_keep": 0.4, "prune_base": math.e,
+        "clamp_norm_factor": 0.75, "early_stop_loss": 0.05, "v_autocast": "off", "v_warm_after": 0,
+        "rect_keep": 0.4, "prune_base": math.e,
         "ft_lr": 5e-4, "ft_num_steps": 25, "ft_early_stop_loss": 1e-2, "norm_constraint": 5e-4,
     }  # fmt: skip
     assert Settings.names() == tuple(Settings().as_dict())
@@ -141,7 +151,8 @@ def test_settings_of_every_name_are_explained() -> None:
 VALUES = {
     "lambda": 5.0, "shrinkage": 0.25, "L2": 3.0, "nullspace_threshold": 0.5, "nullspace_scale": "relative",
     "metric_dtype": "float32", "v_lr": 0.7, "v_num_grad_steps": 3, "v_weight_decay": 0.0, "kl_factor": 0.0,
-    "clamp_norm_factor": 2.0, "early_stop_loss": 0.0, "v_autocast": "bfloat16", "rect_keep": 0.9, "prune_base": 1.2,
+    "clamp_norm_factor": 2.0, "early_stop_loss": 0.0, "v_autocast": "bfloat16", "v_warm_after": 64,
+    "rect_keep": 0.9, "prune_base": 1.2,
     "ft_lr": 1e-3, "ft_num_steps": 2, "ft_early_stop_loss": 0.0, "norm_constraint": 1e-5,
 }  # fmt: skip
 

@@ -176,7 +176,7 @@ def test_batches_do_not_matter(tiny_gpt2: EditableModel) -> None:
 
 
 def test_an_error_leaves_no_hook(tiny_gpt2: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("in the middle")
 
     monkeypatch.setattr(restoring.SuffixBatch, "logits", fail)

@@ -115,7 +115,7 @@ def _answer(model: EditableModel, rows: Sequence[_SharedRow], remainders: Remain
         [(number, position - before[number]) for number, position in places], device=model.device
     ).T
     places_T, tokens_T = torch.tensor(asked, device=model.device).T
-    with model.head_at(rows_P, positions_P):
+    with model.head_at(rows_P, positions_P, last_mlp=True):
         log_probs_PV = remainders.run(model).squeeze(0).float().log_softmax(-1)
     log_probs_T = log_probs_PV[places_T, tokens_T].tolist()
     correct_T = (log_probs_PV.argmax(-1)[places_T] == tokens_T).tolist()

@@ -24,7 +24,7 @@ from transformers.activations import AccurateGELUActivation, NewGELUActivation
 
 from bluedit.errors import ModelError
 from bluedit.models.budget import TokenBudget, in_batches, plain_budget
-from bluedit.models.maps import ModuleMap, read_module_map
+from bluedit.models.maps import MODULE_MAPS, ModuleMap, read_module_map
 from bluedit.models.structure import Structure, discover
 from bluedit.models.tokens import Batch, Row, TextEncoder
 from bluedit.precision import wide
@@ -207,22 +207,64 @@ class EditableModel:
             yield
 
     @contextlib.contextmanager
-    def head_at(self, rows: Tensor, positions: Tensor) -> Generator[None]:
+    def head_at(self, rows: Tensor, positions: Tensor, *, last_mlp: bool = False) -> Generator[None]:
         """Inside, logits are computed only where asked: (1, n, V) for n pairs of row and position.
 
         The head is the most expensive matrix of a small model. Gathering its *input* leaves whatever an architecture
-        does to its logits (scaling, soft caps) in force.
+        does to its logits (scaling, soft caps) in force. With `last_mlp` the last layer's MLP runs only there as well: what it
+        would say elsewhere is read by nobody, unless something else in that layer is being looked at.
         """
 
         def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden = inputs[0]
             return (hidden[rows.to(hidden.device), positions.to(hidden.device)][None], *inputs[1:])
 
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(before)  # type: ignore[union-attr]
-        try:
+        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[assignment]
+        with contextlib.ExitStack() as stack:
+            stack.callback(head.register_forward_pre_hook(before).remove)
+            if last_mlp:
+                stack.enter_context(self._last_mlp_at(rows, positions))
             yield
-        finally:
-            handle.remove()
+
+    @contextlib.contextmanager
+    def _last_mlp_at(self, rows: Tensor, positions: Tensor) -> Generator[None]:
+        """Inside, the last layer's MLP, where it is a module of its own, sees the tokens at these places, and its output is
+        0 elsewhere."""
+        last = self.structure.depth - 1
+        path = self.structure.map.projection.rpartition(".")[0]
+        # Of layouts that come from elsewhere it is not known that what holds the projection looks at one token at a time.
+        if not path or last not in self.structure.dense or self.structure.map not in MODULE_MAPS:
+            yield
+            return
+        # Each place once: of several writes to one place the last stays, but all of them would hand its gradient on.
+        rows, positions = torch.stack([rows, positions]).unique(dim=1) if len(rows) else (rows, positions)
+        shapes: list[tuple[int, int]] = []
+
+        def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            shapes.clear()
+            if not inputs or inputs[0].ndim != 3:
+                return None
+            batch, length = inputs[0].shape[:2]
+            shapes.append((batch, length))
+            # Some MLPs (BLOOM's) are handed the residual stream as well.
+            return tuple(
+                one[rows.to(one.device), positions.to(one.device)][None]
+                if isinstance(one, Tensor) and one.shape[:2] == (batch, length)
+                else one
+                for one in inputs
+            )
+
+        def after(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
+            if not shapes:
+                return None
+            whole = output.new_zeros(*shapes[0], output.shape[-1])
+            return whole.index_put((rows.to(output.device), positions.to(output.device)), output[0])
+
+        module = self.layer(last).get_submodule(path)
+        with contextlib.ExitStack() as stack:
+            stack.callback(module.register_forward_pre_hook(before).remove)
+            stack.callback(module.register_forward_hook(after).remove)
+            yield
 
     @contextlib.contextmanager
     def frozen(self, *, fuse: bool = True) -> Generator[None]:

@@ -86,7 +86,7 @@ class SuffixBatch:
             cache = remainders.cache if remainders.cache is not None or not self._cutting else DynamicCache()
             nowhere = torch.zeros(0, dtype=torch.long, device=model.device)
             with contextlib.ExitStack() as stack:
-                stack.enter_context(model.head_at(nowhere, nowhere))
+                stack.enter_context(model.head_at(nowhere, nowhere, last_mlp=layer < model.structure.depth - 1))
                 if layer >= 0:
                     stack.enter_context(model.hooked(layer, "layer", seen.append))
                     keep_form = model.layer(layer).register_forward_hook(
@@ -126,10 +126,13 @@ class SuffixBatch:
             (layer, keys[keep.to(keys.device)], values[keep.to(values.device)]) for layer, keys, values in self._cached
         ]
 
-    def logits(self, states_BSD: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        """Logits (n, V) at n pairs of row and position from the subject on, with `states_BSD` as output of the layer."""
+    def logits(self, states_BSD: Tensor, rows: Tensor, positions: Tensor, *, last_mlp: bool = True) -> Tensor:
+        """Logits (n, V) at n pairs of row and position from the subject on, with `states_BSD` as output of the layer.
+
+        `last_mlp`: run the last layer's MLP only there; False where that layer is looked into.
+        """
         positions = positions + self.first_B[rows]
-        with self._cut(lambda: states_BSD), self._model.head_at(rows, positions):
+        with self._cut(lambda: states_BSD), self._model.head_at(rows, positions, last_mlp=last_mlp):
             output = self._model.model(
                 input_ids=self._ids,
                 attention_mask=self._mask,
@@ -208,7 +211,8 @@ class Injection:
                 stack.enter_context(
                     self._model.hooked(self._layer, site, partial(_plus_at, first_B=first_B, added_BD=added_BD))
                 )
-            return self._suffixes.logits(states_BSD, rows, positions)
+            inside = self._layer == self._model.structure.depth - 1
+            return self._suffixes.logits(states_BSD, rows, positions, last_mlp=not inside)
 
     def select(self, keep: Tensor) -> None:
         """Go on with these rows only, in this order."""

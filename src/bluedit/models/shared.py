@@ -152,7 +152,7 @@ class SharedBeginnings:
         def run(chosen: list[int]) -> list[tuple[Tensor, Tensor]]:
             batch = Batch.of([Row(names[index]) for index in chosen], model.device)
             cache, real = DynamicCache(), batch.mask.bool()
-            with model.head_at(nowhere, nowhere):
+            with model.head_at(nowhere, nowhere, last_mlp=True):
                 model.model(input_ids=batch.ids, attention_mask=batch.mask, past_key_values=cache, use_cache=True)
             return [(_flat(layer.keys, real), _flat(layer.values, real)) for layer in cache.layers]  # type: ignore[arg-type]
 

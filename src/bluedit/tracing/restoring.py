@@ -265,7 +265,8 @@ def _restore(
                 stack.enter_context(_added_to_embeddings(model, noise_SUD[runs_R.to(noise_SUD.device)]))
         device = states_RUD.device
         last_R = torch.full_like(rows_R, len(question.ids) - 1 - first)
-        logits_RV = many.logits(states_RUD, rows_R.to(device), last_R.to(device))
+        looked_into = site == "mlp" and layers.stop == model.structure.depth
+        logits_RV = many.logits(states_RUD, rows_R.to(device), last_R.to(device), last_mlp=not looked_into)
     probabilities_R = logits_RV.double().softmax(-1)[:, question.answer]
     return probabilities_R.view(len(tokens), samples).mean(1).cpu().numpy()
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -38,7 +38,9 @@ from bluedit.models import EditableModel, Row
 from bluedit.models.budget import TokenBudget, gradient_budget
 from bluedit.models.prefix import Injection
 from bluedit.precision import wide
+from bluedit.values.keys import fact_states
 from bluedit.values.objectives import mean_by_row, readings, weight_decay
+from bluedit.values.starts import predict_deltas, spread
 
 __all__ = ["Values", "optimise_values"]
 
@@ -92,7 +94,9 @@ def optimise_values(
     **Arguments**
 
     - `templates`: context templates, the bare prompt first; they make the rewriting prompts.
-    - `start_DN`: deltas to start from instead of 0, (D, N), at the objective's first site; they are projected onto their balls.
+    - `settings`: with `v_warm_after`, some facts start from 0 and the others from a prediction; see
+      :mod:`bluedit.values.starts`.
+    - `start_DN`: deltas to start from instead, (D, N), at the objective's first site; they are projected onto their balls.
       A start that is near saves evaluations, and costs one forward pass for the divergence's reference.
     - `token_budget`: padded tokens that are run again at every evaluation, at most (a single fact may exceed it); found from
       the memory there is when left out. When memory runs out all the same, it is halved: facts that have finished stay so.
@@ -107,6 +111,8 @@ def optimise_values(
     **Cost** per fact: one forward pass over its prompts; then per evaluation a forward and a backward pass through the
     layers above `layer`, over the tokens from the subject's last one on.
     """
+    if start_DN is None and 0 < settings.v_warm_after < len(facts):
+        return _warmed(model, facts, layer, templates, settings, objective, token_budget=token_budget, progress=progress)
     prompts = [_prompts(model, fact, templates) for fact in facts]
     device = model.weight(layer).device
     targets_ND = wide(torch.zeros(len(facts), model.structure.d_model, device=device, dtype=model.weight(layer).dtype))
@@ -147,6 +153,36 @@ def optimise_values(
                 if attempt.failed:
                     break  # The rest is cut into smaller waves; what has finished is left no more.
     return Values(layer, targets_ND.T, initial_ND.T, tuple(evaluations), tuple(losses))
+
+
+def _warmed(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    layer: int,
+    templates: Sequence[str],
+    settings: Settings,
+    objective: Objective,
+    **options: Any,
+) -> Values:
+    """Some facts from 0, the others with half of the evaluations from what those teach."""
+    first = spread(settings.v_warm_after, len(facts))
+    rest = sorted(set(range(len(facts))) - set(first))
+    seen, others = [facts[place] for place in first], [facts[place] for place in rest]
+    cold = settings.override({"v_warm_after": 0})
+    taught = optimise_values(model, seen, layer, templates, cold, objective, **options)
+    initial_DM = fact_states(model, others, layer, objective.sites[0])
+    start_DM = predict_deltas(model, seen, taught.initial_DN, taught.targets_DN - taught.initial_DN, others, initial_DM)
+    half = cold.override({"v_num_grad_steps": (settings.v_num_grad_steps + 1) // 2})
+    warm = optimise_values(model, others, layer, templates, half, objective, start_DN=start_DM, **options)
+    order = torch.tensor([*first, *rest]).argsort().tolist()
+    evaluations, losses = (*taught.evaluations, *warm.evaluations), (*taught.losses, *warm.losses)
+    return Values(
+        layer,
+        torch.cat([taught.targets_DN, warm.targets_DN], 1)[:, order],
+        torch.cat([taught.initial_DN, warm.initial_DN], 1)[:, order],
+        tuple(evaluations[place] for place in order),
+        tuple(losses[place] for place in order),
+    )
 
 
 class _Prompts(NamedTuple):
