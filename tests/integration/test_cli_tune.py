@@ -12,7 +12,7 @@ from command_line import Outcome, Run
 from bluedit.patches import Patch
 
 _FACTS = "world:counterfact:0:5:person"
-_QUICK = ("--set", "v_num_grad_steps=2", "--set", "clamp_norm_factor=1.5", "--count", 10, "--limit", 12, "--trials", 2)
+_QUICK = ("--set", "v_num_grad_steps=12", "--set", "clamp_norm_factor=1.5", "--count", 10, "--limit", 12, "--trials", 2)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_edit_takes_settings_and_layers_from_the_file(tune: Run, edit: Run, tmp_
     assert edit("--settings", path, "--layers", "0-2", "--set", "lambda=7").code == 0
     manifest = Patch.load(tmp_path / "patch").manifest
     assert (manifest.layers, manifest.settings["lambda"]) == ((0, 1, 2), 7)
-    assert manifest.settings["v_num_grad_steps"] == 2
+    assert manifest.settings["v_num_grad_steps"] == 12
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ PROMPTS = {
     "the middle": ("In {} there is", "Ada Zhouren"),
     "the end": ("Where was born Ada Zhouren", "Ada Zhouren"),
     "one token": ("In a town a man", "town"),
+    "after a long beginning": ("On the day after the rain the old mill of {} was sold to a", "Ada Zhouren"),
 }
 
 
@@ -130,7 +131,7 @@ def test_a_trace_is_the_plain_one(tiny_models: EditableModel) -> None:
 
 @pytest.mark.parametrize("place", PROMPTS)
 def test_wherever_the_subject_stands(tiny_gpt2: EditableModel, place: str) -> None:
-    settings = TraceSettings(samples=1, window=2)
+    settings = TraceSettings(samples=3, window=2)
     question = _question(tiny_gpt2, *PROMPTS[place])
     traced = trace_fact(tiny_gpt2, question, settings, 0.5)
     noise_STD = subject_noise(tiny_gpt2, question, settings, 0.5)
@@ -344,7 +345,7 @@ def test_known_1000_is_read(tmp_path: Path) -> None:
     path = tmp_path / "known.json"
     path.write_text(json.dumps(rows[:1]))
     (case,) = read_known(str(path))
-    assert (case.fact, case.true_target) == (Fact("{} is in", "Ada", "Paris", "3"), None)
+    assert (case.fact, case.true_target) == (Fact("{} is in", "Ada", "Paris", "3"), "Paris")
     path.write_text(json.dumps(rows))
     with pytest.raises(DatasetError, match=r"(?s)record 2: `attribute` is empty.*record 3: the subject 'Bob' is not in"):
         read_known(str(path))

@@ -106,7 +106,7 @@ def cases() -> list[Case]:
 @pytest.fixture(scope="module")
 def known(cases: list[Case]) -> list[Case]:
     """The same facts as tracing prompts have them: the truth, and nothing else."""
-    return [Case(fact=replace(case.fact, target=case.true_target or "")) for case in cases]
+    return [Case(fact=replace(case.fact, target=case.true_target or ""), true_target=case.true_target) for case in cases]
 
 
 def test_edits_with_all_their_prompts_are_asked_as_they_are_scored(mini: EditableModel, cases: list[Case]) -> None:
@@ -150,6 +150,17 @@ def test_known_facts_are_given_other_objects_and_bystanders(mini: EditableModel,
                     assert one.wanted == texts[one.prompt].target
     assert not watched[0] & watched[1]
     assert not (watched[0] | watched[1]) & edited
+
+
+def test_facts_that_are_not_known_are_left_out_and_counted(mini: EditableModel, known: list[Case]) -> None:
+    wrong = [replace(case, fact=replace(case.fact, target="Ruvo"), true_target="Ruvo") for case in known[:4]]
+    material = hold_out(mini, [*wrong, *known[4:]])
+    assert material.left_out == {"not known": 4}
+    assert not _ids(material) & {case.fact.id for case in wrong}
+
+
+def test_rows_whose_target_the_model_says_already_are_known_facts(mini: EditableModel, known: list[Case]) -> None:
+    assert hold_out(mini, [replace(case, true_target=None) for case in known]) == hold_out(mini, known)
 
 
 def test_draws_are_those_of_the_seed(mini: EditableModel, known: list[Case]) -> None:
@@ -305,7 +316,7 @@ def test_batches_are_edited_apart(mini: EditableModel, cases: list[Case], moment
 def test_every_kind_of_method_can_be_tuned(
     mini: EditableModel, cases: list[Case], moments: Statistics, method: str, varied: tuple[str, ...]
 ) -> None:
-    few = {"ft_num_steps": 2} if method == "ft-m" else {"v_num_grad_steps": 2}
+    few = {"ft_num_steps": 2} if method == "ft-m" else {"v_num_grad_steps": 12}
     tuning = tune(mini, cases, corpus=moments, method=method, settings=few, trials=2, count=10)
     assert tuning.varied == varied
     assert not any(trial.problem for trial in tuning.trials)
@@ -385,6 +396,16 @@ def test_a_trial_that_cannot_be_edited_with_is_part_of_the_trail(
         tune(mini, cases, corpus=moments, **_OPTIONS)
 
 
+def test_facts_that_no_trial_edits_are_said_to_be_such(
+    mini: EditableModel, cases: list[Case], moments: Statistics, tmp_path: Path
+) -> None:
+    hopeless = _QUICK | {"lambda": 1e8, "v_lr": 1e-3}
+    options = _OPTIONS | {"settings": hopeless, "trials": 2, "out": tmp_path / "tuning.json"}
+    with pytest.raises(DatasetError, match=r"none of 2 trials edits these facts \(S is 0 in the best\)"):
+        tune(mini, cases, corpus=moments, **options)
+    assert len(read_tuning(tmp_path / "tuning.json").trials) == 2
+
+
 def test_what_the_check_does_not_bear_out_is_not_recommended(
     mini: EditableModel, cases: list[Case], moments: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,10 +417,10 @@ def test_what_the_check_does_not_bear_out_is_not_recommended(
         return trial.model_copy(update={"objective": settings["lambda"]}), scores
 
     monkeypatch.setattr(module._Search, "_try", perverse)
-    monkeypatch.setattr(module, "compass", lambda axes, objective, chosen: [objective((0, 0)), objective((8, 0))])
-    tuning = tune(mini, cases, corpus=moments, **_OPTIONS | {"settings": _QUICK | {"v_num_grad_steps": 10}})
+    monkeypatch.setattr(module, "compass", lambda axes, objective, chosen: [objective((0, 0)), objective((2, 0))])
+    tuning = tune(mini, cases, corpus=moments, **_OPTIONS | {"settings": _QUICK | {"v_num_grad_steps": 12}})
     assert tuning.chosen == 1
-    assert tuning.trials[1].settings["lambda"] == 3e6
+    assert tuning.trials[1].settings["lambda"] == 3000
     assert tuning.check is not None
     assert tuning.check.difference is not None
     assert tuning.check.difference["value"] < 0

@@ -229,7 +229,8 @@ class KnownRecord(Schema):
     relation_id: Text | None = None
 
     def case(self, position: int) -> Case:
-        return Case(fact=Fact(self.prompt, self.subject, self.attribute, self.known_id or str(position), self.relation_id))
+        fact = Fact(self.prompt, self.subject, self.attribute, self.known_id or str(position), self.relation_id)
+        return Case(fact=fact, true_target=self.attribute)
 
 
 def _given(text: str | None) -> tuple[str, ...]:
@@ -392,7 +393,8 @@ def read_cases(
 def read_known(spec: str, limit: int | None = None) -> list[Case]:
     """Facts that a model may know already: what :func:`read_dataset` reads, and tracing prompts (`known_1000`).
 
-    A case's true target is what the model should know; where it has none, as in tracing prompts, that is its fact's target.
+    A case's true target is what the model should know; where it has none, that is its fact's target. In tracing prompts the two
+    are one: nothing is to be edited.
     """
     return read_dataset(spec, limit, schemas=KNOWN)
 

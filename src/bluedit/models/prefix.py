@@ -36,15 +36,23 @@ __all__ = ["Injection", "SuffixBatch"]
 class SuffixBatch:
     """Rows cut at their subject's last token, ready to be rerun from above layer `layer`; -1 stands for the embeddings.
 
+    **Arguments**
+
+    - `share`: run common beginnings of the rows once. False where rows of the same tokens are told apart by something else,
+      such as noise that is added to their embeddings.
+
     **Attributes**
 
     - `states_BSD`: output of the layer from the subject's last token on. Empty for -1.
     - `first_B`: the column of that token: 0, unless whole rows are run.
     """
 
-    def __init__(self, model: EditableModel, rows: Sequence[Row], layer: int, budget: TokenBudget | None = None) -> None:
+    def __init__(
+        self, model: EditableModel, rows: Sequence[Row], layer: int, budget: TokenBudget | None = None, *, share: bool = True
+    ) -> None:
         self._model = model
         self._layer = layer
+        self._share = share
         self.rows = tuple(rows)
         budget = plain_budget(model) if budget is None else budget
         subjects_B = torch.tensor([row.subject for row in rows])
@@ -76,7 +84,8 @@ class SuffixBatch:
     ) -> tuple[Tensor, list[tuple[int, Tensor, Tensor]]]:
         """The layer's output at the suffixes' positions, and the keys and values of the prefixes at the layers above it."""
         model, layer = self._model, self._layer
-        shared = SharedBeginnings(model, [row.ids for row in self.rows], starts_B.tolist(), budget)
+        limits = starts_B.tolist() if self._share else [0] * len(self.rows)
+        shared = SharedBeginnings(model, [row.ids for row in self.rows], limits, budget)
         above = range(layer + 1, model.structure.depth) if self._cutting else ()
         # What a layer returns (a tensor, or a tuple that starts with it) differs between architectures.
         forms: list[bool] = []

@@ -189,7 +189,7 @@ def trace_fact(
         restored = {site: np.full((length, depth), corrupted) for site in settings.sites}
         for start, places in sorted(starts.items()):
             with _added_to_embeddings(model, noise_STD):
-                run = SuffixBatch(model, rows, start)
+                run = SuffixBatch(model, rows, start, share=False)
             for site, layer in places:
                 layers = settings.layers(site, layer, depth)
                 # What the last layer does at any other token is read by nobody.

@@ -2,6 +2,8 @@
 
 A file may hold requested edits or facts that the model knows, and need not say what to score by. What it lacks is made up for:
 
+Of facts that a model may know, those that are not its greedy answer are left out.
+
 | lacking | stands for it |
 |---|---|
 | a new target, where the model says the row's already | the object of another known fact, of the same relation if possible |
@@ -145,26 +147,27 @@ def _rows(model: EditableModel, cases: Sequence[Case], rng: random.Random, left_
     unsaid = [case.fact.text for case in usable if case.true_target is None and not says[case.fact.text]]
     own = {text: whole.removeprefix(text).strip() for text, whole in zip(unsaid, _first_words(model, unsaid), strict=True)}
 
+    def known(case: Case) -> bool:
+        return case.true_target in (None, case.fact.target) and says[case.fact.text]
+
     objects: dict[str, set[str]] = {}
-    for case in usable:
-        if case.true_target is None and says[case.fact.text]:
-            for kind in (_kind(case), ""):
-                objects.setdefault(kind, set()).add(case.fact.target)
+    for case in filter(known, usable):
+        for kind in (_kind(case), ""):
+            objects.setdefault(kind, set()).add(case.fact.target)
     rows: list[_Row] = []
     for case in usable:
         fact, text = case.fact, case.fact.text
-        if case.true_target is not None:
-            row = _Row(case, case.true_target, fact.target)
-        elif not says[text]:
-            row = _Row(case, own[text], fact.target)
-        else:
+        if known(case):
             others = [sorted(objects[kind] - {fact.target}) for kind in (_kind(case), "")]
             if not any(others):
                 left_out["known, with no other object to be given"] += 1
                 continue
             target = rng.choice(others[0] or others[1])
-            row = _Row(replace(case, fact=replace(fact, target=target)), fact.target, target)
-        rows.append(row)
+            rows.append(_Row(replace(case, fact=replace(fact, target=target)), fact.target, target))
+        elif case.true_target == fact.target:
+            left_out["not known"] += 1
+        else:
+            rows.append(_Row(case, case.true_target or own[text], fact.target))
     return _unfulfilled(model, rows, left_out)
 
 

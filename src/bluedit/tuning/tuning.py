@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bluedit import __version__
 from bluedit.datasets.cases import Case
 from bluedit.editing import EditOptions, Metrics, Plan, Progress, plan_edit, run_plan, silent
-from bluedit.errors import InputError, NumericsError, SettingsError
+from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
 from bluedit.evaluation.scoring import Scores, answer_queries, compare, tally
 from bluedit.files import atomic_file
 from bluedit.methods import Method, Settings
@@ -179,8 +179,8 @@ def tune(
     **Returns** a :class:`Tuning`. Where the check gives a lower S than for the start, its settings are the start's. The model
     is left as it was.
 
-    **Raises** subclasses of :class:`~bluedit.errors.InputError` for what the caller can mend, and
-    :class:`~bluedit.errors.NumericsError` when no trial gives numbers.
+    **Raises** subclasses of :class:`~bluedit.errors.InputError` for what the caller can mend, facts among them that no trial
+    edits, and :class:`~bluedit.errors.NumericsError` when no trial gives numbers.
     """
     plan = plan_edit(model, (), **options)
     method = plan.method
@@ -249,6 +249,14 @@ class _Search:
             compass(self.axes, self._objective, self._chosen)
         chosen = self._best()
         best = self.trials[chosen]
+        if not best.scores["S"]["value"]:
+            raise DatasetError(
+                "tune",
+                [
+                    f"none of {len(self.trials)} trials edits these facts (S is 0 in the best): give facts in the model's own "
+                    "language, check the layers, or begin elsewhere with --vary NAME --set NAME=VALUE"
+                ],
+            )
         check, better = self._check(best)
         settings = {**self._start, **(best.settings if better else {})}
         tuning = self._tuning(settings).model_copy(update={"chosen": chosen, "check": check, "complete": True})
