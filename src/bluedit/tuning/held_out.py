@@ -1,8 +1,7 @@
 """Facts to try settings on, and what to ask after they were edited: what should change, and what should stay.
 
-A file may hold requested edits or facts that the model knows, and need not say what to score by. What it lacks is made up for:
-
-Of facts that a model may know, those that are not its greedy answer are left out.
+A file may hold requested edits, or facts that the model may know, of which those that are not its greedy answer are left out.
+It need not say what to score by; what it lacks is made up for:
 
 | lacking | stands for it |
 |---|---|
@@ -31,7 +30,7 @@ from bluedit.values import context_templates
 
 __all__ = ["HeldOut", "Material", "Question", "hold_out"]
 
-FEWEST = 10
+_FEWEST = 10
 """Edits without which there is nothing to choose by."""
 _SEARCHED = 0.6
 """Of the edits, used by the search; the others check what it found."""
@@ -100,14 +99,14 @@ def hold_out(model: EditableModel, cases: Sequence[Case], *, count: int = 100, s
     lacking = any(not row.has_neighborhood for row in rows)
     kept = max(2, math.ceil(_BYSTANDERS * len(rows))) if lacking else 0
     bystanders, edits = rows[:kept], rows[kept:][:count]
-    if len(edits) < FEWEST:
+    if len(edits) < _FEWEST:
         reasons = "; ".join(f"{number} {reason}" for reason, number in left_out.items())
         aside = f", {kept} kept to see that they stay" if kept else ""
         raise DatasetError(
             "tune",
             [
                 f"{len(edits)} of {len(cases)} facts are left to edit{aside}{f' ({reasons})' if reasons else ''}; settings are "
-                f"chosen on {FEWEST} at least, better on 100: give more edits, or more facts that the model knows"
+                f"chosen on {_FEWEST} at least, better on 100: give more edits, or more facts that the model knows"
             ],
         )
     half = math.ceil(_SEARCHED * len(edits))
