@@ -33,7 +33,7 @@ __all__ = ["Check", "Examination", "Status", "examine", "plan_for", "plan_line"]
 Status = Literal["ok", "warning", "problem"]
 
 _EFFICIENCY = 0.4
-"""Of the matrix-product peak, in value optimisation: benchmarks/results/speed.json has 0.35 and 0.45."""
+"""Of the matrix-product peak, in value optimisation: benchmarks/results/speed.json has 0.31 to 0.46."""
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 _TORCH_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _CONVERT = (

@@ -103,6 +103,7 @@ def test_another_search_does_not_overwrite_a_file_unless_told(tune: Run, tmp_pat
 
 def test_bad_input(run: Run, tune: Run, edit: Run, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"some": "thing"}')
+    (tmp_path / "folder").mkdir()
     for outcome, message in (
         (tune("--vary", "speed"), "unknown setting to vary 'speed'"),
         (tune("--set", "lamda=5"), "unknown setting 'lamda'"),
@@ -111,6 +112,7 @@ def test_bad_input(run: Run, tune: Run, edit: Run, tmp_path: Path) -> None:
         (run("tune", "--model", "gpt2-mini", "--facts", tmp_path / "none.json"), "none.json"),
         (tune("--out", tmp_path / "other.json"), "is no tuning file"),
         (tune("--out", tmp_path / "other.json" / "tuning.json"), "is not a writable folder"),
+        (tune("--out", tmp_path / "folder", "--force"), "is a folder, and a tuning file is one file"),
         (edit("--settings", tmp_path / "none.json"), "cannot be read"),
         (edit("--settings", tmp_path / "other.json"), "is no tuning file"),
     ):

@@ -136,10 +136,12 @@ def _rows(model: EditableModel, cases: Sequence[Case], rng: random.Random, left_
         except FactError:
             left_out["without tokens for subject or target"] += 1
             continue
-        if (fact.prompt, fact.subject) in seen:
+        # Asked twice, a question would be given two objects, which no edit can hold.
+        asked = {(question, fact.subject) for question in (fact.relation, fact.prompt) if question}
+        if asked & seen:
             left_out["asked before"] += 1
             continue
-        seen.add((fact.prompt, fact.subject))
+        seen |= asked
         usable.append(replace(case, fact=fact))
     answers = answer_queries(model, [(case.fact.text, case.fact.target) for case in usable])
     says = {case.fact.text: all(answers[case.fact.text, case.fact.target].correct) for case in usable}

@@ -188,6 +188,8 @@ def tune(
     axes = _axes(method, vary, fixed if isinstance(fixed, Mapping) else {})
     if trials < 1:
         raise SettingsError(f"trials={trials} leaves nothing to try; a search takes about 20")
+    if out is not None and out.is_dir():
+        raise InputError(f"{out} is a folder, and a tuning file is one file; name it, as in {out / 'tuning.json'}")
     material = hold_out(model, cases, count=count, seed=plan.seed)
     size = batch_size or method.largest_batch or len(material.search)
     method.check_batch(size)
@@ -424,7 +426,7 @@ class _Search:
             return {}
         layer, method = plan.steps[0].aim, plan.method
         settings = plan.settings.as_dict()
-        key = (tuple(fact.id for fact in plan.facts), tuple(settings[name] for name in method.objective.uses))
+        key = (plan.facts, tuple(settings[name] for name in method.objective.uses))
         if key not in self.values:
             self.values[key] = optimise_values(self.model, plan.facts, layer, plan.templates, plan.settings, method.objective)
         return {layer: self.values[key]}
