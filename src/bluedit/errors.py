@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 __all__ = [
     "BlueditError",
+    "DamagedFileError",
     "DatasetError",
     "FactError",
     "InputError",
@@ -51,6 +53,18 @@ class DatasetError(InputError):
         self.source = source
         self.problems = tuple(problems)
         super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+
+
+class DamagedFileError(InputError):
+    """A file of bluedit's own that cannot be read, or does not hold what was written to it.
+
+    `source` is the file, `problem` what is wrong with it: `is missing`.
+    """
+
+    def __init__(self, source: Path, problem: str) -> None:
+        self.source = source
+        self.problem = problem
+        super().__init__(f"{source} {problem}")
 
 
 class ModelError(InputError):

@@ -618,7 +618,7 @@ def test_apply_that_is_stopped_leaves_nothing(
     run: Run, patch: Path, saved_tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr("bluedit.patches.checkpoint.save_file", _half_then(KeyboardInterrupt()))
+    monkeypatch.setattr("bluedit.storage.tensors.save_file", _half_then(KeyboardInterrupt()))
     outcome = run("patch", "apply", patch, "--model", saved_tiny_gpt2, "--out", tmp_path / "patched")
     assert outcome.code == 130
     assert sorted(tmp_path.iterdir()) == before
@@ -650,17 +650,15 @@ def test_apply_onto_a_full_disk_keeps_what_was_there(
     run: Run, patch: Path, saved_tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     out = tmp_path / "patched"
-    out.mkdir()
-    (out / "precious").write_text("mine")
-    (out / "config.json").write_text("{}")  # an earlier checkpoint: other folders are not replaced at all
-    before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", _half_then(FULL[kind]))
+    assert run("patch", "apply", patch, "--model", saved_tiny_gpt2, "--out", out).code == 0
+    before, inside = sorted(tmp_path.iterdir()), {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr("bluedit.storage.tensors.save_file", _half_then(FULL[kind]))
     outcome = run("patch", "apply", patch, "--model", saved_tiny_gpt2, "--out", out, "--force")
     assert outcome.code == 1
     assert "No space left on device" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert sorted(tmp_path.iterdir()) == before
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "precious"]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == inside
 
 
 # -- processes -------------------------------------------------------------------------------------------------------

@@ -101,18 +101,21 @@ def edit(
     chosen.check_batch(min(batch_size or len(checked), len(checked)))
     contexts = read_templates(templates)
 
+    from contextlib import nullcontext
+
     from bluedit.cli import console
     from bluedit.cli.automatic import traced_layers
     from bluedit.editing import plan_edit
-    from bluedit.files import writable_target
     from bluedit.models import load_model
-    from bluedit.patches.patch import MANIFEST_NAME
+    from bluedit.patches.patch import PATCH
     from bluedit.sessions import edit_in_sequence
     from bluedit.statistics import Statistics, read_corpus
+    from bluedit.storage.files import writable_target
+    from bluedit.storage.locks import claimed
 
-    writable_target(out, replace=force, marker=MANIFEST_NAME)
+    writable_target(out, replace=force, kind=PATCH)
     source = Statistics(read_corpus(corpus), samples) if corpus else None
-    with console.bars() as bars:
+    with claimed(out), claimed(session) if session else nullcontext(), console.bars() as bars:
         editable = load_model(
             model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
         )

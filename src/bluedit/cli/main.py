@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from bluedit import __version__
-from bluedit.cli import demo, doctor, edit, evaluate, known, patch, run, stats, trace, tune
+from bluedit.cli import demo, doctor, edit, evaluate, known, patch, run, session, stats, trace, tune
 
 __all__ = ["app", "main"]
 
@@ -44,6 +44,7 @@ app.command("tune")(tune.tune)
 app.command("models")(known.models)
 app.command("methods")(known.methods)
 app.add_typer(patch.app, name="patch")
+app.add_typer(session.app, name="session")
 
 
 def _version(wanted: bool) -> None:

@@ -50,20 +50,24 @@ def apply(
 ) -> None:
     """Write a checkpoint with the patch in it. The original weights it replaces are kept beside, for `revert`."""
     from bluedit.cli import console
-    from bluedit.files import writable_target
     from bluedit.models import load_model
+    from bluedit.models.loading import model_folder
     from bluedit.patches import Patch
-    from bluedit.patches.checkpoint import CHECKPOINT_MARKER, read_ledger, save_checkpoint
+    from bluedit.patches.checkpoint import other_weights, read_ledger, save_checkpoint
+    from bluedit.storage.locks import claimed
 
     loaded = Patch.load(patch)
-    writable_target(out, replace=force, marker=CHECKPOINT_MARKER)
-    with console.bars():
+    check_output(out, model, force)
+    with claimed(out), console.bars():
         editable = load_model(
             model, device=device, dtype=dtype or "auto", module_map=module_map, trust_remote_code=trust_remote_code
         )
-        read_ledger(editable, model)
+        source = model_folder(model)
+        read_ledger(editable, source)
         loaded.apply(editable, check=check)
-        save_checkpoint(editable, out, replace=force)
+        save_checkpoint(editable, out, source=source, replace=force)
+    if others := other_weights(source):
+        console.say(f"copied as they are, without the patch: {', '.join(others)}")
     _report(
         as_json,
         {"checkpoint": str(out), "model": model, "patch": str(patch), "weights": sorted(loaded.changes)},
@@ -87,29 +91,43 @@ def revert(
     """Write a checkpoint with a patch taken out again: the original weights, bit for bit."""
     from bluedit.cli import console
     from bluedit.errors import PatchError
-    from bluedit.files import writable_target
     from bluedit.models import load_model
+    from bluedit.models.loading import model_folder
     from bluedit.patches import Patch, applied_patches
-    from bluedit.patches.checkpoint import CHECKPOINT_MARKER, read_ledger, save_checkpoint
+    from bluedit.patches.checkpoint import read_ledger, save_checkpoint
+    from bluedit.storage.locks import claimed
 
     chosen = Patch.load(patch) if patch else None
-    writable_target(out, replace=force, marker=CHECKPOINT_MARKER)
-    with console.bars():
+    check_output(out, model, force)
+    with claimed(out), console.bars():
         editable = load_model(model, device=device, dtype="auto", module_map=module_map, trust_remote_code=trust_remote_code)
-        read_ledger(editable, model)
+        source = model_folder(model)
+        read_ledger(editable, source)
         applied = applied_patches(editable)
         if not applied:
             raise PatchError(
                 f"{model} holds no record of an applied patch; only checkpoints written by `bluedit patch apply` do"
             )
         (chosen or applied[-1]).revert(editable)
-        save_checkpoint(editable, out, replace=force)
+        save_checkpoint(editable, out, source=source, replace=force)
     left = len(applied) - 1
     _report(
         as_json,
         {"checkpoint": str(out), "model": model, "patches_left": left},
         f"written to {out}; {left} patches are left in it",
     )
+
+
+def check_output(out: Path, model: str, force: bool) -> None:
+    """Say what is wrong with a checkpoint's place before anything is loaded."""
+    from bluedit.models.loading import locate
+    from bluedit.patches.checkpoint import CHECKPOINT
+    from bluedit.storage.files import separate, writable_target
+
+    source = locate(model)
+    if isinstance(source, Path):
+        separate(out, source, what="model")
+    writable_target(out, replace=force, kind=CHECKPOINT)
 
 
 def _report(as_json: bool, document: dict[str, Any], text: str) -> None:

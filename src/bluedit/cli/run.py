@@ -35,7 +35,7 @@ def run(
     """Edit and score as a recipe says. Stopped or killed, it goes on where it was when it is started again."""
     from bluedit.errors import RecipeError, did_you_mean
     from bluedit.experiments import find_recipe, read_recipe
-    from bluedit.experiments.runner import RECIPE_MARKER
+    from bluedit.experiments.runner import EXPERIMENT
 
     path = find_recipe(recipe)
     chosen = read_recipe(path)
@@ -52,22 +52,20 @@ def run(
 
     read_dataset(chosen.dataset, chosen.facts)  # says what is wrong with it before a model is loaded
 
-    import shutil
-
     from bluedit.cli import console
     from bluedit.experiments import Experiment
-    from bluedit.files import writable_target
     from bluedit.models import load_model
     from bluedit.reports.tables import COLUMNS, comparisons, rows
+    from bluedit.storage.files import writable_target
 
     folder = out or Path("runs") / chosen.name
-    if force and folder.exists():
-        shutil.rmtree(writable_target(folder, replace=True, marker=RECIPE_MARKER))
+    if folder.exists():
+        writable_target(folder, replace=True, kind=EXPERIMENT)
     with console.bars() as bars:
         editable = load_model(
             chosen.model, device=device, dtype=chosen.dtype, module_map=module_map, trust_remote_code=trust_remote_code
         )
-        document = Experiment(chosen, editable, folder).run(bars)
+        document = Experiment(chosen, editable, folder, replace=force).run(bars)
     if as_json:
         console.emit(document)
         return

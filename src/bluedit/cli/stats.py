@@ -68,12 +68,13 @@ def stats(
     chosen = parse_layers(layers) if layers else None
     if import_ is not None and any(option is not None for option in (layers, corpus, samples, max_length, until, export)):
         raise SettingsError("--import takes layers, corpus and samples from the file; give --model and --import only")
-    from bluedit.files import writable_target
     from bluedit.statistics import SharedStatistics, Statistics, read_corpus
+    from bluedit.statistics.sharing import EXPORT
+    from bluedit.storage.files import writable_target
 
     # What can be wrong without the model is looked at before the model is loaded.
     if export is not None:
-        writable_target(export, replace=force)
+        writable_target(export, replace=force, kind=EXPORT)
     shared = SharedStatistics.open(import_) if import_ is not None else None
     source = read_corpus(corpus) if corpus else None
     if source is not None and source.shared is not None and export is not None:
@@ -102,7 +103,7 @@ def stats(
             moments = {layer: collection.moments[layer] for layer in wanted}
             about = _account(source, statistics, collection, editable)
             if export is not None:
-                statistics.export(export, editable, collection, model)
+                statistics.export(export, editable, collection, model, replace=force)
                 about["exported"] = str(export)
     document = {"model": model} | about | _described(moments)
     if as_json:

@@ -65,24 +65,22 @@ def trace(
     )  # fmt: skip
     cases = read_known(facts, limit)
 
-    import shutil
-
     from bluedit.cli import console
     from bluedit.errors import SettingsError
-    from bluedit.files import writable_target
     from bluedit.models import load_model
+    from bluedit.storage.files import writable_target
     from bluedit.tracing.choice import choose_layers
     from bluedit.tracing.kept import remember
-    from bluedit.tracing.trace import TRACE_MARKER, trace_cases
+    from bluedit.tracing.trace import TRACE, trace_cases
 
-    if out and force and out.exists():
-        shutil.rmtree(writable_target(out, replace=True, marker=TRACE_MARKER))
+    if out and out.exists():
+        writable_target(out, replace=True, kind=TRACE)
     with console.bars() as bars:
         editable = load_model(
             model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
         )
         started = time.monotonic()
-        traced = trace_cases(editable, cases, settings, out, progress=bars)
+        traced = trace_cases(editable, cases, settings, out, replace=force, progress=bars)
         seconds = round(time.monotonic() - started, 3)
         try:
             choice, problem = choose_layers(traced), ""

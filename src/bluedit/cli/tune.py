@@ -101,13 +101,16 @@ def tune(
     chosen = read_method(method, strategy)
     chosen.override(overrides)
     from bluedit.datasets import read_known
-    from bluedit.files import writable_target
+    from bluedit.storage.files import writable_target
+    from bluedit.tuning.tuning import TUNING, read_tuning
 
     cases = read_known(facts, limit)
     traced = read_known(trace_facts) if trace_facts else None
     contexts = read_templates(templates)
-    if out:
-        writable_target(out, replace=True)
+    if out and (force or not out.exists()):
+        writable_target(out, replace=force, kind=TUNING)
+    elif out and out.is_file():
+        read_tuning(out)  # says what is wrong with it before a model is loaded
 
     from bluedit.cli import console
     from bluedit.cli.automatic import traced_layers
