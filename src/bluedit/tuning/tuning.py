@@ -247,6 +247,7 @@ class _Search:
                 self._tell(trial)
             return earlier
         self.known = {tuple(trial.settings.values()): trial for trial in (earlier.trials if earlier else ())}
+        self.progress("trials", 0, self.limit)
         with contextlib.suppress(_SpentError):
             compass(self.axes, self._objective, self._chosen)
         chosen = self._best()
@@ -433,6 +434,7 @@ class _Search:
 
     def _check(self, best: Trial) -> tuple[Check, bool]:
         """Start and outcome on facts that the search has not seen; whether the outcome holds there."""
+        self.progress("checking on the facts kept back", 0, None)
         first = self.trials[0].settings
         start, before = self._try(first, self.material.check)
         chosen, after = (start, before) if best.settings == first else self._try(best.settings, self.material.check)
