@@ -218,9 +218,8 @@ class Metrics:
         missing = [layer for layer in dict.fromkeys(layers) if layer not in self.by_layer]
         if not missing or method.fine_tuning:
             return
-        moments = self.plan.statistics.moments(
-            model, missing, lambda done, total: progress("second moments of keys", done, total)
-        )
+        with stage(progress, "second moments of keys") as advance:
+            moments = self.plan.statistics.moments(model, missing, advance)
         for layer in missing:
             metric = method.prior.inverse(moments[layer], self.plan.settings)
             if method.keeps_past:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Protocol
 
-__all__ = ["Progress", "silent", "stage"]
+__all__ = ["Advance", "Progress", "silent", "stage"]
 
 
 class Progress(Protocol):
@@ -23,20 +23,28 @@ def silent(task: str, advance: int, total: int | None) -> None:
     pass
 
 
+class Advance(Protocol):
+    """What a stage counts with: how much more is done, and of how much, where that was not known before."""
+
+    def __call__(self, more: int, of: int | None = None) -> object: ...
+
+
 @contextlib.contextmanager
-def stage(progress: Progress, task: str, total: int) -> Generator[Callable[[int], None]]:
+def stage(progress: Progress, task: str, total: int | None = None) -> Generator[Advance]:
     """Work of one name: told when it begins, and when it ends, even if less had to be done than was thought.
 
-    The block gets a function to call with how much more is done.
+    Without a total it begins with the first advance: there may be nothing to do.
     """
     done = 0
 
-    def advance(more: int) -> None:
-        nonlocal done
+    def advance(more: int, of: int | None = None) -> None:
+        nonlocal done, total
         done += more
+        total = of if of is not None else total
         progress(task, more, total)
 
-    progress(task, 0, total)
+    if total is not None:
+        progress(task, 0, total)
     yield advance
-    if done < total:
+    if total is not None and done < total:
         progress(task, 0, done)

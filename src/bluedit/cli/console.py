@@ -70,19 +70,43 @@ def warn(text: str) -> None:
     say(f"warning: {text}")
 
 
-def load() -> None:
-    """Import what takes seconds to import, and say so to those who wait at a terminal."""
-    heavy = ("bluedit.sessions", "bluedit.evaluation")
-    if sys.modules.keys() >= set(heavy):
-        return
-    with _stderr.status("loading PyTorch and transformers") if _at_terminal() else contextlib.nullcontext():
-        for name in heavy:
-            import_module(name)
+class _Rate(TextColumn):
+    """How many units a second."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Any) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s", style="dim")
+
+
+class _Name(TextColumn):
+    """What is done, as it is."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Any) -> Text:
+        return Text(visible(task.description))
 
 
 def _at_terminal() -> bool:
     # What rich takes for a terminal may be a file: FORCE_COLOR is about colours only.
     return sys.stderr.isatty() and not _stderr.quiet
+
+
+def load() -> None:
+    """Import what takes seconds to import, and say so to those who wait at a terminal."""
+    heavy = ("bluedit.sessions", "bluedit.evaluation")
+    if sys.modules.keys() >= set(heavy):
+        return
+    columns = (SpinnerColumn(), _Name())
+    with Progress(*columns, console=_stderr, transient=True, disable=not _at_terminal()) as progress:
+        progress.add_task("loading PyTorch and transformers", total=None)
+        progress.refresh()  # now, and not with the first tick
+        for name in heavy:
+            import_module(name)
 
 
 class Bars:
@@ -117,27 +141,6 @@ class Bars:
 
     def _remove_last(self) -> None:
         self._progress.remove_task(self._under_way.pop())
-
-
-class _Rate(TextColumn):
-    """How many units a second."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def render(self, task: Any) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s", style="dim")
-
-
-class _Name(TextColumn):
-    """What is done, as it is."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def render(self, task: Any) -> Text:
-        return Text(visible(task.description))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import typer
 
 from bluedit.cli.options import AsJson, Device, Dtype, Quiet, Seed
 
-__all__ = ["demo", "report"]
+__all__ = ["demo", "report", "sizes_of_changes"]
 
 _SHOWN = 3
 _COMPLETION_TOKENS = 10
@@ -87,7 +87,7 @@ def demo(
         console.emit(document)
     else:
         console.show(report(document))
-        if sizes := _sizes(document):
+        if sizes := sizes_of_changes(document):
             console.say(sizes)
         console.say(
             f"took {document['seconds']:.0f} s. ES: the new object is preferred; PS: also in phrasings never seen with the "
@@ -122,14 +122,14 @@ def report(document: Mapping[str, Any]) -> Any:
     return Group(score_table(title, scores), says)
 
 
-def _sizes(document: Mapping[str, Any]) -> str | None:
+def sizes_of_changes(document: Mapping[str, Any]) -> str | None:
     """What it means here that a change is larger than its weight, where one is."""
     sizes = {name: document[name]["relative_norms"] for name in ("even", "boundary")}
     if max(map(max, sizes.values())) <= 1:
         return None
-    even, blue = (f"{min(found):.1f} to {max(found):.1f}" for found in sizes.values())
+    even, blue = (f"{max(found):.1f}" for found in sizes.values())
     return (
-        f"the changes are large ({even} times the size of the weights they change, with BLUE {blue} times), because "
+        f"the changes are large (up to {even} times the size of the weight, with BLUE up to {blue} times), because "
         f"{document['facts']} facts are many for so small a model; NS says how well other facts survive that"
     )
 

@@ -29,13 +29,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bluedit import __version__
 from bluedit.datasets.cases import Case
-from bluedit.editing import EditOptions, Metrics, Plan, Progress, plan_edit, run_plan, silent
+from bluedit.editing import EditOptions, Metrics, Plan, plan_edit, run_plan
 from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
 from bluedit.evaluation.scoring import Scores, answer_queries, compare, tally
 from bluedit.files import atomic_file
 from bluedit.methods import Method, Settings
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
+from bluedit.progress import Progress, silent, stage
 from bluedit.statistics import Statistics
 from bluedit.tuning.held_out import HeldOut, Material, hold_out
 from bluedit.tuning.search import Axis, Point, compass
@@ -193,11 +194,9 @@ def tune(
     material = hold_out(model, cases, count=count, seed=plan.seed)
     size = batch_size or method.largest_batch or len(material.search)
     method.check_batch(size)
-    moments = {} if method.fine_tuning else plan.statistics.moments(
-        model,
-        sorted({step.layer for step in method.strategy.steps(plan.layers)}),
-        lambda done, total: progress("second moments of keys", done, total),
-    )  # fmt: skip
+    edited = sorted({step.layer for step in method.strategy.steps(plan.layers)})
+    with stage(progress, "second moments of keys") as advance:
+        moments = {} if method.fine_tuning else plan.statistics.moments(model, edited, advance)
     # Kept in memory, with what is derived from them: every trial asks again.
     plan = dataclasses.replace(plan, statistics=Statistics(known=moments))
     search = _Search(model, plan, axes, material, size, trials, out, replace, on_trial, progress)
