@@ -81,6 +81,13 @@ class _Rate(TextColumn):
         return Text("" if speed is None else f"{speed:.1f}/s", style="dim")
 
 
+class _Count(MofNCompleteColumn):
+    """How much is done, of how much; nothing where neither is counted."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total is not None or task.completed else Text()
+
+
 class _Name(TextColumn):
     """What is done, as it is."""
 
@@ -157,7 +164,7 @@ def bars(beginning: str | None = None) -> Generator[Bars]:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    columns = (SpinnerColumn(), _Name(), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), _Name(), BarColumn(), _Count(), _Rate(), TimeElapsedColumn())
     caught: list[Warning] = []
     try:
         with (

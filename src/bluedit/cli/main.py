@@ -73,7 +73,8 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    """Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 bad input."""
+    """Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 bad input,
+    130 stopped by Ctrl-C, 143 by SIGTERM."""
 
 
 def main() -> None:
