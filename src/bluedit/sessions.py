@@ -736,10 +736,16 @@ def edit_in_sequence(
     else:
         session = Session.following(model, plan)
     try:
+        in_batches = len(facts) > batch_size
+        if in_batches:
+            progress("facts", len(session.facts), len(facts))
         for start in range(len(session.facts), max(len(facts), 1), batch_size):
-            session.apply(facts[start : start + batch_size], progress=progress)
+            batch = facts[start : start + batch_size]
+            session.apply(batch, progress=progress)
             if folder is not None:
                 session.save(folder)
+            if in_batches:
+                progress("facts", len(batch), len(facts))
         return session.finish()
     finally:
         session.undo(len(session))

@@ -1163,9 +1163,7 @@ def test_a_damaged_folder_is_refused_and_the_model_left(
 def test_a_version_that_is_later_is_told_so(fresh: Fresh, moments: Any, tmp_path: Path) -> None:
     folder = begin(fresh(), "memit", moments(48)).save(tmp_path / "run")
     _edit(folder, lambda saved: saved.update(format_version=3))
-    with pytest.raises(
-        SessionError, match=r"session\.json is bluedit-session version 3; this bluedit reads .* up to 2"
-    ):
+    with pytest.raises(SessionError, match=r"session\.json is bluedit-session version 3; this bluedit reads .* up to 2"):
         Session.resume(folder, fresh())
 
 

@@ -137,7 +137,7 @@ class Experiment:
             batches = [cases[start : start + size] for start in range(0, len(cases), size)]
             progress(f"{run.label}, batches", len(session), len(batches))
             for batch in batches[len(session) :]:
-                session.apply([case.fact for case in batch])
+                session.apply([case.fact for case in batch], progress=progress)
                 session.save(saved)
                 progress(f"{run.label}, batches", 1, len(batches))
             patch = session.finish()

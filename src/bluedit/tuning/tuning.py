@@ -29,12 +29,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bluedit import __version__
 from bluedit.datasets.cases import Case
-from bluedit.editing import EditOptions, Metrics, Plan, Progress, plan_edit, run_plan, silent
+from bluedit.editing import EditOptions, Metrics, Plan, plan_edit, run_plan
 from bluedit.errors import DamagedFileError, DatasetError, InputError, NumericsError, SettingsError
 from bluedit.evaluation.scoring import Scores, answer_queries, compare, tally
 from bluedit.methods import Method, Settings
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
+from bluedit.progress import Progress, silent, stage
 from bluedit.statistics import Statistics
 from bluedit.storage.documents import read_document, write_document
 from bluedit.storage.files import OutputKind, writable_target
@@ -206,11 +207,9 @@ def tune(
     material = hold_out(model, cases, count=count, seed=plan.seed)
     size = batch_size or method.largest_batch or len(material.search)
     method.check_batch(size)
-    moments = {} if method.fine_tuning else plan.statistics.moments(
-        model,
-        sorted({step.layer for step in method.strategy.steps(plan.layers)}),
-        lambda done, total: progress("second moments of keys", done, total),
-    )  # fmt: skip
+    edited = sorted({step.layer for step in method.strategy.steps(plan.layers)})
+    with stage(progress, "second moments of keys") as advance:
+        moments = {} if method.fine_tuning else plan.statistics.moments(model, edited, advance)
     # Kept in memory, with what is derived from them: every trial asks again.
     plan = dataclasses.replace(plan, statistics=Statistics(known=moments))
     search = _Search(model, plan, axes, material, size, trials, out, replace, on_trial, progress)
@@ -261,6 +260,7 @@ class _Search:
                 self._tell(trial)
             return earlier
         self.known = {tuple(trial.settings.values()): trial for trial in (earlier.trials if earlier else ())}
+        self.progress("trials", 0, self.limit)
         with contextlib.suppress(_SpentError):
             compass(self.axes, self._objective, self._chosen)
         chosen = self._best()
@@ -450,6 +450,7 @@ class _Search:
 
     def _check(self, best: Trial) -> tuple[Check, bool]:
         """Start and outcome on facts that the search has not seen; whether the outcome holds there."""
+        self.progress("checking on the facts kept back", 0, None)
         first = self.trials[0].settings
         start, before = self._try(first, self.material.check)
         chosen, after = (start, before) if best.settings == first else self._try(best.settings, self.material.check)
