@@ -27,7 +27,7 @@ from bluedit.methods import method as find_method
 from bluedit.models import EditableModel
 from bluedit.patches import Change, Dense, LowRank, Manifest, Patch
 from bluedit.patches.patch import FactRecord, OptimisationRecord, WeightRecord
-from bluedit.precision import wide
+from bluedit.precision import all_finite, wide
 from bluedit.solvers import InverseMetric
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.strategies import SINGLE, Step, Strategy
@@ -396,6 +396,11 @@ def _rounding(change: Change, norm: float, weight_DF: Tensor, layer: int) -> flo
         return None
     rounded_DF = weight_DF.clone()
     change.add_to(rounded_DF)
+    if not all_finite(rounded_DF):
+        raise NumericsError(
+            f"the edited weight of layer {layer} does not fit {str(weight_DF.dtype).removeprefix('torch.')}; load the model in "
+            "float32 (--dtype float32)"
+        )
     lost = (rounded_DF.float() - weight_DF.float() - change.dense().to(weight_DF.device)).norm().item() / norm
     if lost > _ROUNDING:
         warnings.warn(

@@ -24,6 +24,7 @@ __all__ = [
     "SettingsError",
     "StatisticsError",
     "did_you_mean",
+    "excerpt",
     "first_line",
 ]
 
@@ -91,6 +92,17 @@ def did_you_mean(name: str, known: Iterable[str], *, what: str) -> str:
     nearest = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}."
+
+
+def excerpt(value: object, limit: int = 80) -> str:
+    """A value of the user's as a message shows it: in quotes, and where it is long its two ends alone and its length."""
+    if not isinstance(value, str):
+        text = repr(value)
+        return text if len(text) <= limit else f"{text[: limit - 3]}..."
+    if len(value) <= limit:
+        return repr(value)
+    half = limit // 2
+    return f"{value[:half] + '...' + value[-half:]!r} ({len(value):,} characters)"
 
 
 def first_line(error: BaseException) -> str:

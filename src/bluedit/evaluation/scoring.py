@@ -8,6 +8,7 @@ Shapes: T target tokens over a batch's rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 
 from bluedit.datasets.cases import Case
-from bluedit.errors import DatasetError
+from bluedit.errors import DatasetError, NumericsError
 from bluedit.evaluation.intervals import Estimate, bootstrap, share
 from bluedit.models import EditableModel
 from bluedit.models.budget import TokenBudget, in_batches, plain_budget
+from bluedit.models.generation import no_logits
 from bluedit.models.shared import Remainders, SharedBeginnings
 
 __all__ = ["SCORES", "Answer", "Scores", "answer_queries", "compare", "score_cases", "tally"]
@@ -59,6 +61,8 @@ def answer_queries(
 
     - `token_budget`: padded tokens in one forward pass, at most; found from the memory there is when left out.
     - `progress`: called with the number of queries answered, after each batch.
+
+    **Raises** :class:`~bluedit.errors.NumericsError` naming the prompt after which the logits are not finite.
 
     **Cost**: one forward pass over each distinct prompt with all but the last token of a target, which targets of one token
     share, and over common beginnings of prompts once; logits where a target token is predicted, once.
@@ -123,6 +127,8 @@ def _answer(model: EditableModel, rows: Sequence[_SharedRow], remainders: Remain
     start = 0
     for query, tokens in (pair for row in rows for pair in row.answers.items()):
         end = start + len(tokens)
+        if not all(map(math.isfinite, log_probs_T[start:end])):
+            raise NumericsError(no_logits(query[0]))
         answers[query] = Answer(sum(log_probs_T[start:end]) / len(tokens), tuple(correct_T[start:end]))
         start = end
     return answers

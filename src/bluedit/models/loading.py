@@ -158,9 +158,11 @@ def load_model(
         raise ModelError(f"{name} holds no tokenizer; save it beside the model with tokenizer.save_pretrained")
     try:
         ready = (model if placed else model.to(target)).eval()
-        return EditableModel(ready, tokenizer, module_map=module_map, chat=chat)
+        editable = EditableModel(ready, tokenizer, module_map=module_map, chat=chat)
     except RuntimeError as error:  # a device of that number, or a backend, that is not there
         raise SettingsError(f"the model cannot be put on device {str(target)!r}: {first_line(error)}") from error
+    editable.check_finite()
+    return editable
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

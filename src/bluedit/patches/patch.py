@@ -28,6 +28,7 @@ from bluedit.models.chat import Chat
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.models.matrices import oriented
 from bluedit.patches.changes import Change, LowRank, Masked, read_change, total
+from bluedit.precision import all_finite
 
 __all__ = ["Manifest", "Patch", "WeightRecord", "applied_patches", "merge"]
 
@@ -319,7 +320,14 @@ class _Ledger:
                 self.network.get_parameter(name).copy_(tensor)
 
     def _add(self, patch: Patch, name: str) -> None:
-        patch.changes[name].add_to(oriented(self.network, name, self.network.get_parameter(name)))
+        weight = self.network.get_parameter(name)
+        patch.changes[name].add_to(oriented(self.network, name, weight))
+        if not all_finite(weight.detach()):
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise PatchError(
+                f"{name} would not be finite with this patch: its numbers do not fit {dtype}; load the model in float32 "
+                "(--dtype float32), or look at the patch"
+            )
 
 
 def _history(name: str, patches: Sequence[Patch]) -> list[int]:
