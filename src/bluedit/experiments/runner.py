@@ -33,6 +33,7 @@ from bluedit.patches import Patch
 from bluedit.reports.tables import markdown
 from bluedit.sessions import SESSION_MARKER, Session
 from bluedit.statistics import Statistics, read_corpus
+from bluedit.storage.parsing import read_object
 from bluedit.strategies import BOUNDARY
 
 __all__ = ["RECIPE_MARKER", "Experiment"]
@@ -233,7 +234,7 @@ def _outcomes(result: Mapping[str, Any]) -> Scores:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read: {error}; remove it, and what it holds is computed again") from error
 

@@ -103,7 +103,8 @@ class EditableModel:
         named = read_module_map(module_map) if isinstance(module_map, (str, Path)) else module_map
         self.structure: Structure = discover(model, named)
         _check_resident(model)
-        self.text = TextEncoder(tokenizer, chat=chat)
+        rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[arg-type]
+        self.text = TextEncoder(tokenizer, chat=chat, context_length=self.context_length, vocabulary=rows)
 
     @classmethod
     def wrap(cls, model: PreTrainedModel | EditableModel, tokenizer: PreTrainedTokenizerBase | None = None) -> EditableModel:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from bluedit.errors import excerpt
+from bluedit.storage.parsing import parse_json, read_json
 
 __all__ = ["WeightFiles", "read_weight_files"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LARGEST_HEADER = 100_000_000
+"""Bytes; safetensors reads no larger one."""
 _LFS = b"version https://git-lfs"
 
 
@@ -59,8 +64,8 @@ def read_weight_files(folder: Path) -> WeightFiles:
         named = [_SINGLE]
     elif (folder / _INDEX).is_file():
         try:
-            named = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            named = sorted({_file_name(name) for name in read_json(folder / _INDEX)["weight_map"].values()})
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             broken[_INDEX] = f"cannot be read: {type(error).__name__}: {error}"
     numbers: Counter[str] = Counter()
     whole: list[str] = []
@@ -69,7 +74,7 @@ def read_weight_files(folder: Path) -> WeightFiles:
             try:
                 numbers.update(_numbers(folder / name))
                 whole.append(name)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 broken[name] = str(error) if isinstance(error, ValueError) else f"cannot be read: {error}"
     return WeightFiles(
         files=tuple(whole),
@@ -79,6 +84,12 @@ def read_weight_files(folder: Path) -> WeightFiles:
         others=tuple(name for name in there if name not in named),
         numbers=dict(numbers),
     )
+
+
+def _file_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{excerpt(name)} is no name of a file")
+    return name
 
 
 def _numbers(path: Path) -> Counter[str]:
@@ -95,10 +106,12 @@ def _numbers(path: Path) -> Counter[str]:
             raise ValueError("is a pointer of Git LFS, not the file itself; run git lfs pull")
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
+        if length > _LARGEST_HEADER:
+            raise ValueError("has a header that is not that of a safetensors file")
         if size < 8 or length > size - 8:
             raise ValueError(f"is truncated: {size:,} bytes end before its header does")
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         except ValueError:
             raise ValueError("has a header that is not that of a safetensors file") from None
     tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]

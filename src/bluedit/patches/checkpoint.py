@@ -16,6 +16,7 @@ from bluedit.errors import PatchError
 from bluedit.files import atomic_folder, writable_target
 from bluedit.models import EditableModel
 from bluedit.patches.patch import Patch, applied_patches, original_weights, restore_ledger
+from bluedit.storage.parsing import read_object
 
 __all__ = ["CHECKPOINT_MARKER", "read_ledger", "save_checkpoint"]
 
@@ -60,7 +61,7 @@ def read_ledger(model: EditableModel, path: str | Path) -> tuple[Patch, ...]:
     if not (ledger / _INDEX).is_file():
         return ()
     try:
-        names = json.loads((ledger / _INDEX).read_text(encoding="utf-8"))["patches"]
+        names = read_object(ledger / _INDEX)["patches"]
         originals = load_file(ledger / _ORIGINALS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise PatchError(f"{ledger} is damaged: {error}; revert from the unpatched checkpoint instead") from error

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bluedit.errors import PatchError
+from bluedit.errors import PatchError, first_line
 from bluedit.facts import Fact
 from bluedit.files import atomic_file, atomic_folder, writable_target
 from bluedit.models import EditableModel
@@ -29,6 +29,7 @@ from bluedit.models.editable import tensor_fingerprint
 from bluedit.models.matrices import oriented
 from bluedit.patches.changes import Change, LowRank, Masked, read_change, total
 from bluedit.precision import all_finite
+from bluedit.storage.parsing import read_text, validation_problem
 
 __all__ = ["Manifest", "Patch", "WeightRecord", "applied_patches", "merge"]
 
@@ -209,6 +210,8 @@ class Patch:
         """
         source = Path(path).expanduser()
         tensors_path = source if source.is_file() else source / _TENSORS
+        if not source.exists():
+            raise PatchError(f"there is no file or folder {source}; check the path")
         if not tensors_path.is_file():
             raise PatchError(f"{source} is not a patch: it is neither a .safetensors file nor a folder with {_TENSORS} in it")
         try:
@@ -217,10 +220,16 @@ class Patch:
                 if source.is_file() and "manifest" not in metadata:
                     raise PatchError(f"{source} is no patch: it has no manifest; bluedit edit writes files that do")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            text = metadata["manifest"] if source.is_file() else (source / MANIFEST_NAME).read_text(encoding="utf-8")
+            text = metadata["manifest"] if source.is_file() else read_text(source / MANIFEST_NAME)
             manifest = Manifest.model_validate_json(text)
-        except (SafetensorError, KeyError, OSError, ValidationError, UnicodeDecodeError) as error:
-            raise PatchError(f"{source} is not a readable patch: {str(error).splitlines()[0]}") from error
+        except ValidationError as error:
+            raise PatchError(
+                f"{source} is not a readable patch: its manifest is wrong at {validation_problem(error)}"
+            ) from error
+        except (SafetensorError, KeyError, OSError, ValueError) as error:
+            if isinstance(error, PatchError):
+                raise
+            raise PatchError(f"{source} is not a readable patch: {first_line(error)}") from error
         if manifest.format != "bluedit-patch" or manifest.format_version > FORMAT_VERSION:
             raise PatchError(
                 f"{source} is {manifest.format} version {manifest.format_version}; this bluedit reads {FORMAT_VERSION}"

@@ -24,6 +24,7 @@ from bluedit.statistics.corpus import Corpus
 from bluedit.statistics.moments import SecondMoment
 from bluedit.statistics.running import Cursor, Pass
 from bluedit.statistics.sharing import Origin, SharedStatistics, export_statistics
+from bluedit.storage.parsing import parse_json, read_object
 
 __all__ = ["Collection", "Statistics"]
 
@@ -278,7 +279,7 @@ def _store(path: Path, moment: SecondMoment, layer: int, corpus: str) -> SecondM
 
 def _read_settled(path: Path) -> int | None:
     try:
-        samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
+        samples = read_object(path)["samples"]
         if samples is not None and type(samples) is not int:
             raise ValueError(f"samples={samples!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -302,7 +303,7 @@ def _load(path: Path) -> SecondMoment:
         with safe_open(path, "pt") as file:
             moment_FF = file.get_tensor("second_moment").to(torch.float64)
             described = file.metadata()
-            documents, curve = json.loads(described["documents"]), _CURVE.validate_json(described["curve"])
+            documents, curve = parse_json(described["documents"]), _CURVE.validate_json(described["curve"])
             return SecondMoment(moment_FF, int(described["tokens"]), path, documents, curve)
     except (SafetensorError, KeyError, OSError, TypeError, ValueError) as error:
         raise StatisticsError(f"the stored statistic {path} cannot be read ({error}); remove it and run again") from error

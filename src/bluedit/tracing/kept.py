@@ -13,6 +13,7 @@ from bluedit.errors import SettingsError
 from bluedit.files import atomic_file, cache_folder
 from bluedit.models import EditableModel
 from bluedit.models.chat import Chat
+from bluedit.storage.parsing import read_object
 from bluedit.strategies import Strategy
 
 __all__ = ["Choice", "recall", "remember"]
@@ -93,6 +94,6 @@ def _path(fingerprint: str, chat: Chat | None) -> Path:
 def _load(path: Path) -> Choice | None:
     """The choice in a file; None where there is none that can be read: it is only a cache."""
     try:
-        return Choice.of(json.loads(path.read_text(encoding="utf-8")))
+        return Choice.of(read_object(path))
     except (OSError, ValueError, KeyError, TypeError):
         return None

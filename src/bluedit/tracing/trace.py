@@ -26,12 +26,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from bluedit.datasets.cases import Case
-from bluedit.errors import DatasetError, FactError, InputError, SettingsError
+from bluedit.errors import DatasetError, FactError, InputError, SettingsError, excerpt
 from bluedit.evaluation.intervals import Estimate, bootstrap
 from bluedit.evaluation.scoring import answer_queries
 from bluedit.files import atomic_file, cache_folder, writable_target
 from bluedit.models import EditableModel
 from bluedit.models.editable import Site
+from bluedit.storage.parsing import parse_json, read_object
 from bluedit.tracing.restoring import FactTrace, Question, TraceSettings, trace_fact
 
 __all__ = ["GROUPS", "LAST_SUBJECT", "TRACE_MARKER", "Trace", "groups", "trace_cases"]
@@ -52,6 +53,8 @@ TRACE_MARKER = "trace.json"
 _UNDER_WAY = "traced.jsonl"
 _TENSORS = "restored.safetensors"
 _FORMAT = 1
+_SHOWN = 5
+"""Facts that cannot be traced, and are named where none can."""
 
 
 def groups(length: int, subject: range) -> dict[str, range]:
@@ -247,7 +250,8 @@ def trace_cases(
             "trace",
             [
                 f"the model knows none of the {len(cases)} facts (its greedy answer is another object), so there is nothing to "
-                "trace; give facts that it was trained on"
+                "trace; give facts that it was trained on",
+                *(f"fact {excerpt(name)} cannot be traced: {reason}" for name, reason in list(refused.items())[:_SHOWN]),
             ],
         )
     deviation = _deviation(model, placed)
@@ -343,13 +347,13 @@ def _done(path: Path, settings: TraceSettings) -> Iterator[FactTrace]:
         with atomic_file(path) as temporary:
             temporary.write_bytes(whole + separator)
     for line in whole.decode().split("\n") if whole else ():
-        record = cast("dict[str, Any]", json.loads(line))
+        record = cast("dict[str, Any]", parse_json(line))
         yield FactTrace.of(record, {site: np.array(record["restored"][site]) for site in settings.sites})
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         raise InputError(f"there is no trace in {path.parent}: {path.name} is missing") from None
     except (OSError, ValueError) as error:

@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from bluedit import __version__
 from bluedit.datasets.cases import Case
@@ -37,6 +37,7 @@ from bluedit.methods import Method, Settings
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.statistics import Statistics
+from bluedit.storage.parsing import read_text
 from bluedit.tuning.held_out import HeldOut, Material, hold_out
 from bluedit.tuning.search import Axis, Point, compass
 from bluedit.values import Values, optimise_values
@@ -137,10 +138,10 @@ def read_tuning(path: Path) -> Tuning:
     **Raises** :class:`~bluedit.errors.SettingsError` for a file that is none, or damaged.
     """
     try:
-        return Tuning.model_validate_json(path.read_text(encoding="utf-8"))
+        return Tuning.model_validate_json(read_text(path))
     except OSError as error:
         raise SettingsError(f"{path} cannot be read ({error.strerror}); `bluedit tune --out` writes tuning files") from error
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise SettingsError(
             f"{path} is no tuning file, or of another version; `bluedit tune --out` writes tuning files"
         ) from error
