@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bluedit.editing import EditOptions, Facts, Metrics, Plan, Progress, plan_edit, restrain_sequence, run_batch, silent
 from bluedit.errors import SessionError, SettingsError
-from bluedit.facts import Fact
+from bluedit.facts import Fact, OnConflict
 from bluedit.files import atomic_file, atomic_folder, writable_target
 from bluedit.methods import Method
 from bluedit.methods import method as find_method
@@ -40,6 +40,7 @@ from bluedit.patches.patch import arrange, restore_ledger, weights_without
 from bluedit.solvers import InverseMetric
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.statistics.corpus import Corpus
+from bluedit.storage.parsing import read_text, validation_problem
 from bluedit.strategies import Step, Strategy
 from bluedit.strategies import strategy as find_strategy
 
@@ -189,8 +190,11 @@ class Session:
     # -- editing ---------------------------------------------------------------------------------------------
 
     @torch.inference_mode(mode=False)
-    def apply(self, facts: Facts, *, progress: Progress = silent) -> Patch:
+    def apply(self, facts: Facts, *, progress: Progress = silent, on_conflict: OnConflict | None = None) -> Patch:
         """Edit one batch of facts into the model, and return its patch.
+
+        `on_conflict`: what becomes of facts of this batch that contradict each other, see :func:`~bluedit.editing.edit`; as
+        the session was made when left out. A fact that contradicts one of an earlier batch is simply the later edit.
 
         **Raises** what :func:`~bluedit.editing.edit` does, and :class:`~bluedit.errors.SessionError` when the sequence was
         finished. The session and the model are then as they were.
@@ -201,7 +205,7 @@ class Session:
             raise SessionError(
                 f"the sequence is finished: {self.plan.method.name} acted on its whole change; reopen() it to go on"
             )
-        plan = self.plan.with_facts(self.model, facts, start=len(self.facts))
+        plan = self.plan.with_facts(self.model, facts, start=len(self.facts), on_conflict=on_conflict)
         patch, keys = run_batch(self.model, plan, self._metrics, progress)
         patch.apply(self.model, check=False)
         try:
@@ -524,9 +528,11 @@ def _read(path: Path) -> _Saved:
     if not marker.is_file():
         raise SessionError(f"{path} is not a saved session: it has no {SESSION_MARKER}")
     try:
-        saved = _Saved.model_validate_json(marker.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise SessionError(f"{marker} cannot be read: {str(error).splitlines()[0]}") from error
+        saved = _Saved.model_validate_json(read_text(marker))
+    except ValidationError as error:
+        raise SessionError(f"{marker} cannot be read: {validation_problem(error)}") from error
+    except (OSError, ValueError) as error:
+        raise SessionError(f"{marker} cannot be read: {error}") from error
     if saved.format_version > FORMAT_VERSION:
         raise SessionError(f"{marker} is of version {saved.format_version}; this bluedit reads {FORMAT_VERSION}")
     return saved
@@ -657,7 +663,7 @@ def edit_in_sequence(
         session = Session.following(model, plan)
     try:
         for start in range(len(session.facts), max(len(facts), 1), batch_size):
-            session.apply(facts[start : start + batch_size], progress=progress)
+            session.apply(facts[start : start + batch_size], progress=progress, on_conflict=plan.on_conflict)
             if folder is not None:
                 session.save(folder)
         return session.finish()
