@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from bluedit import sessions
 from bluedit.errors import RecipeError
 from bluedit.experiments import Experiment, read_recipe, runner
 from bluedit.models import EditableModel
 from bluedit.patches import Patch
+from bluedit.sessions import session as session_module
 from bluedit.storage import tensors as storage_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:the change of layer")
@@ -103,8 +103,8 @@ def test_an_experiment_writes_its_table_and_leaves_the_model(
 
 
 STOPS = {
-    "editing a batch": (sessions, "run_batch", (3, 8)),
-    "saving a session": (sessions.Session, "_save_into", (1, 5)),
+    "editing a batch": (session_module, "run_batch", (3, 8)),
+    "saving a session": (session_module.Session, "_save_into", (1, 5)),
     "writing a file": (storage_tensors, "atomic_file", (2, 8)),
     "scoring": (runner, "score_cases", (3,)),
     "writing a result": (runner, "_write", (1, 4)),

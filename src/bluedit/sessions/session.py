@@ -13,113 +13,48 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Unpack
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bluedit.editing import EditOptions, Facts, Metrics, Plan, Progress, plan_edit, restrain_sequence, run_batch, silent
-from bluedit.errors import DamagedFileError, InputError, SessionError, SettingsError, first_line
+from bluedit.errors import InputError, SessionError
 from bluedit.facts import Fact, OnConflict
 from bluedit.methods import Method
-from bluedit.methods import method as find_method
 from bluedit.models import EditableModel
-from bluedit.models.chat import Chat
-from bluedit.models.editable import tensor_fingerprint
 from bluedit.patches import Patch, applied_patches, merge
 from bluedit.patches.patch import arrange, restore_ledger, weights_without
-from bluedit.solvers import InverseMetric
+from bluedit.sessions.files import (
+    SESSION,
+    SESSION_MARKER,
+    WRITTEN,
+    SavedFolder,
+    SavedMetric,
+    SavedSession,
+    check_model,
+    keys_name,
+    load_metrics,
+    load_patch,
+    load_tensors,
+    method_parts,
+    patch_name,
+    read_session,
+    saved_plan,
+)
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.statistics.corpus import Corpus
-from bluedit.storage.documents import parse_object, read_document, write_document
-from bluedit.storage.files import OutputKind, atomic_folder, contents, writable_target
-from bluedit.storage.hashes import check_seal
-from bluedit.storage.parsing import read_text, validation_problem
-from bluedit.storage.tensors import read_tensors, write_tensors
-from bluedit.strategies import Step, Strategy
-from bluedit.strategies import strategy as find_strategy
+from bluedit.storage.documents import write_document
+from bluedit.storage.files import atomic_folder, writable_target
+from bluedit.storage.tensors import write_tensors
 
-__all__ = ["SESSION", "SESSION_MARKER", "Session", "describe_session", "edit_in_sequence"]
-
-SESSION_MARKER = "session.json"
-"""The file that shows a folder to be a saved session."""
-FORMAT_VERSION = 2
-"""Version 2 has a hash of every file, and one of `session.json`."""
-
-
-class _SavedMetric(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    condition: float | None
-    rank: int | None
-
-
-class _Saved(BaseModel):
-    """`session.json`: everything but the tensors, and the names of the files that hold those."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format: Literal["bluedit-session"] = "bluedit-session"
-    format_version: int = FORMAT_VERSION
-    id: str
-    """Tells sessions apart."""
-    revision: int
-    """How often the folder was written; part of file names, so that no file of an earlier state is overwritten."""
-    method: str
-    parts: str
-    """What the method is made of: one of the same name and other parts is another one."""
-    strategy: str
-    steps: tuple[Step, ...]
-    layers: tuple[int, ...]
-    settings: dict[str, Any]
-    templates: tuple[str, ...]
-    chat: Chat | None = None
-    seed: int
-    corpus: str | None
-    corpus_identity: str | None
-    samples: int | None
-    configuration: str
-    dtype: str
-    unedited: str
-    """Hash of all weights that the session does not change."""
-    before: dict[str, str]
-    """Hashes of those it changes, before the first batch."""
-    batches: tuple[str, ...]
-    """Per batch the stem of its files: `patch-STEM.safetensors`, and `keys-STEM.safetensors` where keys are kept."""
-    metrics: dict[int, _SavedMetric]
-    metrics_file: str | None
-    initial_file: str | None
-    """The inverse metrics before the first batch, where past keys have changed them since."""
-    weights_file: str
-    whole_file: str | None
-    """The patch of the finished sequence, where its whole change was restrained."""
-    max_length: int | None = None
-    until: float | None = None
-    digests: dict[str, str] = {}
-    """Of every tensor file, by its name; none in version 1."""
-
-
-@dataclass
-class _Folder:
-    """What a session remembers of a folder it was saved in."""
-
-    revision: int = 0
-    attempted: int = 0
-    """The last revision that was begun to be written."""
-    stems: list[str] = field(default_factory=list[str])
-    metrics_file: str | None = None
-    """Where the running inverses are, as long as they are the ones in memory."""
-    initial_file: str | None = None
-    digests: dict[str, str] = field(default_factory=dict[str, str])
-    """The tensor files of the current state, with the hash of each."""
+__all__ = ["Session"]
 
 
 @dataclass(frozen=True)
@@ -160,7 +95,7 @@ class Session:
         self._batches: list[_Batch] = []
         self._whole: Patch | None = None
         self._before_finish: tuple[Patch, ...] = ()
-        self._folders: dict[Path, _Folder] = {}
+        self._folders: dict[Path, SavedFolder] = {}
         self._id = uuid.uuid4().hex
         self._hashes: dict[tuple[str, ...], str] = {}
 
@@ -338,18 +273,18 @@ class Session:
             writable_target(path, replace=replace, kind=SESSION)
             # The first time the folder appears whole or not at all, so that a kill leaves nothing that is in the way.
             with atomic_folder(place, replace=SESSION if replace else None) as temporary:
-                known = self._save_into(temporary, _Folder())
+                known = self._save_into(temporary, SavedFolder())
         self._folders[place] = known
         for stale in path.iterdir():
-            if _WRITTEN.fullmatch(stale.name) and stale.name not in known.digests:
+            if WRITTEN.fullmatch(stale.name) and stale.name not in known.digests:
                 stale.unlink()
         return path
 
-    def _mine(self, path: Path, known: _Folder) -> bool:
+    def _mine(self, path: Path, known: SavedFolder) -> bool:
         """Whether a folder still holds what this session wrote there last; a save that failed at its very end counts."""
         if not (path / SESSION_MARKER).is_file():
             return False
-        saved = _read(path)
+        saved = read_session(path)
         return saved.id == self._id and saved.revision in (known.revision, known.attempted)
 
     def _check_applied(self) -> None:
@@ -360,11 +295,11 @@ class Session:
                 "session's back, before it is saved"
             )
 
-    def _save_into(self, path: Path, known: _Folder) -> _Folder:
+    def _save_into(self, path: Path, known: SavedFolder) -> SavedFolder:
         """Write what the folder lacks, under names that no earlier state used, and last what it holds."""
         plan, number = self.plan, max(known.revision, known.attempted) + 1
         known.attempted = number
-        folder = _Folder(number, number, list(known.stems), known.metrics_file, known.initial_file)
+        folder = SavedFolder(number, number, list(known.stems), known.metrics_file, known.initial_file)
         digests: dict[str, str] = {}
 
         def write(name: str, content: Patch | Mapping[str, Tensor]) -> None:
@@ -376,9 +311,9 @@ class Session:
 
         for place in range(len(folder.stems), len(self)):
             batch, stem = self._batches[place], f"{place + 1:04}-{number}"
-            write(_patch_name(stem), batch.patch)
+            write(patch_name(stem), batch.patch)
             if batch.keys:
-                write(_keys_name(stem), {str(layer): keys for layer, keys in batch.keys.items()})
+                write(keys_name(stem), {str(layer): keys for layer, keys in batch.keys.items()})
             folder.stems.append(stem)
         before: dict[str, str] = {}
         for patch in self.patches:
@@ -396,15 +331,15 @@ class Session:
         if initial and folder.initial_file is None:
             folder.initial_file = f"initial-{number}.safetensors"
             write(folder.initial_file, {str(layer): metric.matrix_FF for layer, metric in initial.items()})
-        names = {name for stem in folder.stems for name in (_patch_name(stem), _keys_name(stem))}
+        names = {name for stem in folder.stems for name in (patch_name(stem), keys_name(stem))}
         names |= {weights_file, whole_file, folder.metrics_file, folder.initial_file}
         folder.digests = {name: digest for name, digest in (known.digests | digests).items() if name in names}
         corpus = plan.statistics.corpus
-        saved = _Saved(
+        saved = SavedSession(
             id=self._id,
             revision=number,
             method=plan.method.name,
-            parts=_parts(plan.method),
+            parts=method_parts(plan.method),
             strategy=plan.method.strategy.name,
             steps=plan.method.strategy.steps(plan.layers),
             layers=plan.layers,
@@ -422,7 +357,7 @@ class Session:
             unedited=self._unedited(tuple(before)),
             before=before,
             batches=tuple(folder.stems),
-            metrics={layer: _SavedMetric(condition=metric.condition, rank=metric.rank) for layer, metric in metrics.items()},
+            metrics={layer: SavedMetric(condition=metric.condition, rank=metric.rank) for layer, metric in metrics.items()},
             metrics_file=folder.metrics_file,
             initial_file=folder.initial_file,
             weights_file=weights_file,
@@ -464,9 +399,9 @@ class Session:
         model or method. The model is then as it was.
         """
         path, editable = Path(folder).expanduser(), EditableModel.wrap(model, tokenizer)
-        saved = _read(path)
-        _check_model(path, saved, editable)
-        plan = _plan(path, saved, method, statistics)
+        saved = read_session(path)
+        check_model(path, saved, editable)
+        plan = saved_plan(path, saved, method, statistics)
         session = cls.following(editable, plan)
         try:
             session._restore(path, saved)
@@ -478,7 +413,7 @@ class Session:
             raise SessionError(f"the session in {path} is damaged: {error}") from error
         return session
 
-    def _restore(self, path: Path, saved: _Saved) -> None:
+    def _restore(self, path: Path, saved: SavedSession) -> None:
         """Read and check every file, then write the weights."""
         model = self.model
         if saved.format_version == 1:
@@ -487,20 +422,20 @@ class Session:
                 "weights, its keys and inverses for their shapes only",
                 stacklevel=3,
             )
-        patches = [_load_patch(path, _patch_name(stem), saved) for stem in saved.batches]
-        whole = _load_patch(path, saved.whole_file, saved) if saved.whole_file else None
+        patches = [load_patch(path, patch_name(stem), saved) for stem in saved.batches]
+        whole = load_patch(path, saved.whole_file, saved) if saved.whole_file else None
         keys: list[dict[int, Tensor]] = [{} for _ in patches]
         if self.plan.method.keeps_past:
             for kept, stem, patch in zip(keys, saved.batches, patches, strict=True):
                 if patch.changes:
-                    read = _load(path, _keys_name(stem), saved)
+                    read = load_tensors(path, keys_name(stem), saved)
                     kept.update({int(layer): tensor for layer, tensor in read.items()})
                 wanted = {record.layer: (model.structure.d_ff, len(patch.facts)) for record in patch.manifest.weights.values()}
                 if {layer: tuple(tensor.shape) for layer, tensor in kept.items()} != wanted:
                     raise ValueError(f"the keys of batch {stem} are not those of its patch")
-        metrics = _load_metrics(path, saved.metrics_file, saved, model.structure.d_ff)
-        initial = _load_metrics(path, saved.initial_file, saved, model.structure.d_ff) if saved.initial_file else {}
-        weights = _load(path, saved.weights_file, saved)
+        metrics = load_metrics(path, saved.metrics_file, saved, model.structure.d_ff)
+        initial = load_metrics(path, saved.initial_file, saved, model.structure.d_ff) if saved.initial_file else {}
+        weights = load_tensors(path, saved.weights_file, saved)
         parameters = dict(model.model.named_parameters())
         if {name: (weight.shape, weight.dtype) for name, weight in weights.items()} != {
             name: (parameters[name].shape, parameters[name].dtype) for name in saved.before
@@ -527,7 +462,7 @@ class Session:
         self._hashes = {tuple(saved.before): saved.unedited}
         # Files without hashes are written anew, with them, when the session is saved next.
         hashed = saved.format_version > 1
-        self._folders[path.resolve()] = _Folder(
+        self._folders[path.resolve()] = SavedFolder(
             saved.revision,
             saved.revision,
             list(saved.batches) if hashed else [],
@@ -546,290 +481,3 @@ class Session:
         with contextlib.suppress(InputError):
             identity = read_corpus(name).identity
         self.plan = replace(self.plan, statistics=replace(statistics, corpus=Corpus(name, identity, 0)))
-
-
-_WRITTEN = re.compile(r"(patch|keys)-\d{4,}-\d+\.safetensors|(weights|metrics|initial|whole)-\d+\.safetensors")
-"""Names of files that a session writes; all others in its folder are somebody else's."""
-
-
-def _patch_name(stem: str) -> str:
-    return f"patch-{stem}.safetensors"
-
-
-def _keys_name(stem: str) -> str:
-    return f"keys-{stem}.safetensors"
-
-
-def _owned(path: Path) -> list[str] | None:
-    try:
-        document = read_document(path / SESSION_MARKER)
-    except DamagedFileError:
-        return None
-    ours = document.get("format") == "bluedit-session"
-    return [SESSION_MARKER, *(name for name in contents(path) if _WRITTEN.fullmatch(name))] if ours else None
-
-
-SESSION = OutputKind("a saved session", _owned)
-"""What is replaced by a session where that is asked for."""
-
-
-def _load_patch(path: Path, name: str, saved: _Saved) -> Patch:
-    with warnings.catch_warnings():
-        if saved.format_version == 1:  # which was said already
-            warnings.simplefilter("ignore")
-        patch = Patch.load(_inside(path, name))
-    if saved.format_version > 1 and saved.digests.get(name) != patch.digest:
-        raise DamagedFileError(path / name, "is another patch, put in its place")
-    return patch
-
-
-def _load(path: Path, name: str, saved: _Saved) -> dict[str, Tensor]:
-    """The tensors of a session's file, checked against its hash."""
-    file = read_tensors(_inside(path, name))
-    if saved.format_version > 1 and saved.digests.get(name) != file.digest:
-        raise DamagedFileError(path / name, "is another file, put in its place")
-    if not all(bool(tensor.isfinite().all()) for tensor in file.tensors.values()):
-        raise DamagedFileError(path / name, "is damaged: it holds what is no number")
-    return file.tensors
-
-
-def _inside(path: Path, name: str) -> Path:
-    # A name from a file is a name, not a path: it may not lead out of the folder.
-    if Path(name).name != name:
-        raise SessionError(f"{path / SESSION_MARKER} names a file outside its folder; it was not written by bluedit")
-    return path / name
-
-
-def _read(path: Path) -> _Saved:
-    marker = path / SESSION_MARKER
-    if not marker.is_file():
-        raise SessionError(f"{path} is not a saved session: it has no {SESSION_MARKER}")
-    try:
-        document = parse_object(read_text(marker), marker)
-        kind, version = document.get("format"), document.get("format_version")
-        if kind != "bluedit-session" or not isinstance(version, int) or version > FORMAT_VERSION:
-            raise SessionError(
-                f"{marker} is {kind} version {version}; this bluedit reads bluedit-session up to {FORMAT_VERSION}"
-            )
-        return _Saved.model_validate(check_seal(document, marker, required=version > 1))
-    except DamagedFileError as error:
-        raise SessionError(f"{error}; begin the session anew, or restore the file") from error
-    except ValidationError as error:
-        raise SessionError(f"{marker} cannot be read: {validation_problem(error)}") from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, SessionError):
-            raise
-        raise SessionError(f"{marker} cannot be read: {first_line(error)}") from error
-
-
-def _check_model(path: Path, saved: _Saved, model: EditableModel) -> None:
-    """**Raises** :class:`~bluedit.errors.SessionError` unless the model is the one the session was begun on, unedited."""
-    parameters = dict(model.model.named_parameters())
-    if saved.configuration != model.configuration_fingerprint() or not saved.before.keys() <= parameters.keys():
-        raise SessionError(f"{path} was begun on a model of another configuration; load the model it was begun on")
-    if saved.dtype != str(model.model.dtype):
-        wanted, found = (name.removeprefix("torch.") for name in (saved.dtype, str(model.model.dtype)))
-        raise SessionError(f"{path} was begun on a model in {wanted}, and this one is in {found}; load it in {wanted}")
-    if saved.chat != model.text.chat:
-        begun = "plain prompts" if saved.chat is None else "prompts in a chat template"
-        raise SessionError(f"{path} was begun with {begun}, and this model has others; load it as then (--chat, chat=True)")
-    for name, fingerprint in saved.before.items():
-        if tensor_fingerprint(parameters[name]) != fingerprint:
-            raise SessionError(
-                f"{path} was begun on other weights: {name} is not what it was before the first batch. Load the model it was "
-                "begun on, unedited"
-            )
-    if saved.unedited != model.fingerprint(without=saved.before.keys()):
-        raise SessionError(f"{path} was begun on other weights, in parts that it does not edit; load the model it was begun on")
-    if applied_patches(model):
-        raise SessionError("the model has patches applied already; revert them, or load it afresh, before resuming a session")
-
-
-def _plan(path: Path, saved: _Saved, method: Method | None, statistics: Statistics | None) -> Plan:
-    """The plan that a saved session followed, for no facts yet."""
-    base = method or find_method(saved.method)
-    if base.name != saved.method:
-        raise SessionError(f"{path} was begun with method {saved.method!r}, not {base.name!r}")
-    strategy = base.strategy
-    if strategy.name != saved.strategy or strategy.steps(saved.layers) != saved.steps:
-        strategy = _strategy(saved)
-    base = base.with_strategy(strategy)
-    if _parts(base) != saved.parts:
-        raise SessionError(f"{path} was begun with a {saved.method!r} of other parts; give that one as method")
-    try:
-        settings = base.settings.override(saved.settings)
-    except SettingsError as error:
-        raise SessionError(f"the session in {path} is damaged: {error}") from error
-    if statistics is None:
-        corpus = _corpus(path, saved)
-        statistics = Statistics(corpus, saved.samples, max_length=saved.max_length, until=saved.until)
-    elif statistics.corpus and statistics.corpus.identity == saved.corpus_identity:
-        # The same text by another path: patches of one sequence name it alike.
-        statistics = replace(statistics, corpus=replace(statistics.corpus, name=saved.corpus))
-    return Plan(
-        method=base,
-        layers=saved.layers,
-        settings=settings,
-        statistics=statistics,
-        templates=saved.templates,
-        facts=(),
-        seed=saved.seed,
-    )
-
-
-def _strategy(saved: _Saved) -> Strategy:
-    """The known strategy that makes the saved steps, or one made of them."""
-    with contextlib.suppress(SettingsError):
-        known = find_strategy(saved.strategy)
-        if known.steps(saved.layers) == saved.steps:
-            return known
-    return Strategy(saved.strategy, lambda _: saved.steps, one_layer=len(saved.steps) == 1)
-
-
-def _corpus(path: Path, saved: _Saved) -> Corpus | None:
-    """The corpus that second moments came from. Where the inverses are saved it is a name only: nothing is read from it
-    again."""
-    if saved.corpus is None or saved.corpus_identity is None:
-        return None
-    if saved.metrics:
-        return Corpus(saved.corpus, saved.corpus_identity, 0)
-    corpus = read_corpus(saved.corpus)
-    if corpus.identity != saved.corpus_identity:
-        raise SessionError(f"{path} was begun with another content of {saved.corpus}; restore that file, or begin anew")
-    return corpus
-
-
-def _parts(method: Method) -> str:
-    """What a method is made of, but for its name, strategy and default settings."""
-    return "; ".join(f"{name}={_part(getattr(method, name))}" for name in _PARTS)
-
-
-_PARTS = ("prior", "noise", "reads_bare_prompt", "keeps_past", "objective", "restraint", "largest_batch", "fine_tuning")
-
-
-def _part(value: Any) -> str:
-    # Parts are frozen dataclasses, whose repr says all; of any other object the type has to do.
-    return repr(value) if is_dataclass(value) or value is None or isinstance(value, int | float) else type(value).__qualname__
-
-
-def _load_metrics(path: Path, name: str | None, saved: _Saved, size: int) -> dict[int, InverseMetric]:
-    tensors = _load(path, name, saved) if name else {}
-    if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != {str(layer): (size, size) for layer in saved.metrics}:
-        raise ValueError(f"{name} does not hold one {size} x {size} matrix for each edited layer")
-    return {layer: InverseMetric(tensors[str(layer)], record.condition, record.rank) for layer, record in saved.metrics.items()}
-
-
-def edit_in_sequence(
-    model: EditableModel,
-    plan: Plan,
-    facts: Sequence[Fact],
-    batch_size: int,
-    folder: Path | None = None,
-    progress: Progress = silent,
-) -> Patch:
-    """Edit facts batch by batch, and take them back again: the patch of the whole sequence.
-
-    **Arguments**
-
-    - `folder`: where the session is kept after every batch; if one is there already, it goes on.
-
-    **Raises** :class:`~bluedit.errors.SessionError` when the folder holds a sequence of other facts, or with another plan.
-    """
-    if folder is not None and (folder / SESSION_MARKER).is_file():
-        check_saved(folder, plan, facts)
-        session = Session.resume(folder, model, method=plan.method, statistics=plan.statistics)
-    else:
-        session = Session.following(model, plan)
-    try:
-        in_batches = len(facts) > batch_size
-        if in_batches:
-            progress("facts", len(session.facts), len(facts))
-        for start in range(len(session.facts), max(len(facts), 1), batch_size):
-            batch = facts[start : start + batch_size]
-            session.apply(batch, progress=progress, on_conflict=plan.on_conflict)
-            if folder is not None:
-                session.save(folder)
-            if in_batches:
-                progress("facts", len(batch), len(facts))
-        return session.finish()
-    finally:
-        session.undo(len(session))
-
-
-def check_saved(folder: Path, plan: Plan, facts: Sequence[Fact]) -> None:
-    """See that a saved session is of this plan and these facts, before anything is computed or loaded for it.
-
-    **Raises** :class:`~bluedit.errors.SessionError` naming all that differs.
-    """
-    saved = _read(folder)
-    patches = [_load_patch(folder, _patch_name(stem), saved) for stem in saved.batches]
-    _check_one_corpus(folder, saved, patches)
-    theirs = _plan(folder, saved, plan.method, plan.statistics)
-    differing = [name for name in _PLANNED if getattr(theirs, name) != getattr(plan, name)]
-    if theirs.method.strategy.steps(plan.layers) != plan.method.strategy.steps(plan.layers):
-        differing.append("steps")
-    begun = tuple(fact for patch in patches for fact in patch.facts)
-    if begun != tuple(facts[: len(begun)]):
-        differing.append("facts")
-    now = plan.statistics
-    identity = now.corpus.identity if now.corpus else None
-    # A session that was mended may not know what its corpus held; then its name has to do.
-    unknown = saved.corpus_identity == "" and now.corpus is not None and now.corpus.name == saved.corpus
-    if saved.corpus_identity != identity and not unknown:
-        there, here = (name or "none" for name in (saved.corpus, now.corpus.name if now.corpus else None))
-        differing.append(f"corpus ({there}, and here {here}{', with other content' if there == here else ''})")
-    for name in ("samples", "max_length", "until"):
-        there, here = getattr(saved, name), getattr(now, name)
-        if there != here:
-            differing.append(f"{name} ({'all' if there is None else there}, and here {'all' if here is None else here})")
-    if differing:
-        raise SessionError(
-            f"{folder} holds a session with other {' and '.join(differing)}; go on with those, or choose another folder "
-            "for this one"
-        )
-
-
-def describe_session(folder: str | Path) -> dict[str, Any]:
-    """What a saved session holds, for JSON: how it edits, and how many facts each batch has. No model is needed.
-
-    **Raises** :class:`~bluedit.errors.SessionError` when the folder holds none, or a damaged one.
-    """
-    path = Path(folder).expanduser()
-    saved = _read(path)
-    try:
-        patches = [_load_patch(path, _patch_name(stem), saved) for stem in saved.batches]
-    except InputError as error:
-        raise SessionError(f"the session in {path} is damaged: {error}") from error
-    return {
-        "method": saved.method,
-        "strategy": saved.strategy,
-        "layers": list(saved.layers),
-        "settings": saved.settings,
-        "seed": saved.seed,
-        "corpus": patches[0].manifest.corpus if patches else saved.corpus,
-        "samples": saved.samples,
-        "dtype": saved.dtype.removeprefix("torch."),
-        "chat": saved.chat is not None,
-        "batches": [len(patch.facts) for patch in patches],
-        "finished": saved.whole_file is not None,
-    }
-
-
-def _check_one_corpus(folder: Path, saved: _Saved, patches: Sequence[Patch]) -> None:
-    """Earlier versions could add batches to a session with another corpus, which can then not be finished.
-
-    **Raises** :class:`~bluedit.errors.SessionError` when that was done.
-    """
-    corpora = [patch.manifest.corpus for patch in patches]
-    first = next((place for place, corpus in enumerate(corpora) if corpus != corpora[0]), None)
-    if first is not None:
-        count = len(corpora) - first
-        raise SessionError(
-            f"batch {first + 1} of {folder} was edited with the corpus {corpora[first]}, and the first with {corpora[0]}: the "
-            f"session cannot be finished so. Undo {'that batch' if count == 1 else f'the last {count} batches'}: bluedit "
-            f"session undo {folder} --model NAME --batches {count}"
-        )
-
-
-_PLANNED = ("layers", "settings", "templates", "seed")
-"""What two plans have in common if they make the same patches of the same facts."""
