@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from torture.fixture import Workspace
@@ -214,6 +215,9 @@ def reference(job: Job, known: dict[str, Reference]) -> Reference:
 CALLS = ("replace", "rename", "link", "symlink", "unlink", "remove", "rmdir", "mkdir", "fsync", "truncate", "chmod")
 """Functions of `os` that change what is on the disk, but for its contents."""
 
+_SWAP = re.compile("exchange|swap|renameat")
+"""Names of bluedit's own functions that swap two files, by system calls that `os` has no function for."""
+
 
 @dataclass(frozen=True)
 class Stop:
@@ -243,9 +247,10 @@ class Watch:
                 continue
             if hasattr(module, "save_file"):
                 module.save_file = self._wrapped("save_file", module.save_file)  # pyright: ignore[reportAttributeAccessIssue]
-            for swap in ("_exchange", "exchange", "_swap", "swap", "_renameat2", "renameat2"):
-                if callable(getattr(module, swap, None)) and getattr(module, swap).__module__ == name:
-                    setattr(module, swap, self._wrapped(swap, getattr(module, swap)))
+            for swap in [one for one in vars(module) if _SWAP.search(one)]:
+                function = getattr(module, swap)
+                if isinstance(function, FunctionType) and function.__module__ == name:
+                    setattr(module, swap, self._wrapped(swap, function))
 
     def _wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
