@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` and `make test` set up their own environment in .venv and then do their job.
 PYTHON ?= python3
-# Extra arguments for pip, such as --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple
+# Extra arguments for pip, such as --extra-index-url with the index of PyTorch's CPU builds.
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig
 
 import bluedit
 from bluedit.datasets import read_dataset
-from bluedit.files import atomic_file
+from bluedit.storage.files import atomic_file
 from bluedit.methods import Settings
 from bluedit.models import EditableModel, load_model
 from bluedit.statistics import SecondMoment, Statistics

@@ -18,7 +18,7 @@ import torch
 import bluedit
 from bluedit.datasets import read_dataset
 from bluedit.facts import Fact
-from bluedit.files import atomic_file
+from bluedit.storage.files import atomic_file
 from bluedit.methods import Settings
 from bluedit.models import EditableModel, load_model
 from bluedit.sessions import Session

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from bluedit.datasets import read_dataset
-from bluedit.files import atomic_file
+from bluedit.storage.files import atomic_file
 from bluedit.methods import METHODS
 from bluedit.models import load_model
 from bluedit.sessions import Session

@@ -43,7 +43,7 @@ import bluedit
 from bluedit.datasets import World, read_dataset
 from bluedit.evaluation import score_cases
 from bluedit.facts import Fact
-from bluedit.files import atomic_file
+from bluedit.storage.files import atomic_file
 from bluedit.methods import Settings
 from bluedit.models import EditableModel, load_model
 from bluedit.solvers import InverseMetric

@@ -17,7 +17,7 @@ from typing import Any
 from bluedit.datasets import Case, read_dataset
 from bluedit.editing import edit
 from bluedit.evaluation import score_cases
-from bluedit.files import atomic_file
+from bluedit.storage.files import atomic_file
 from bluedit.models import EditableModel, load_model
 from bluedit.zoo import EMBEDDED
 from bluedit.zoo.card import write_card

@@ -15,7 +15,7 @@ from typing import Any
 from bluedit import Statistics, edit, load_model, read_corpus, read_dataset, read_tuning
 from bluedit.datasets import read_known
 from bluedit.evaluation import compare, score_cases
-from bluedit.files import atomic_file
+from bluedit.storage.files import atomic_file
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"

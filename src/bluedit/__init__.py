@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bluedit.datasets import Case, World, read_cases, read_dataset
     from bluedit.editing import edit
-    from bluedit.errors import BlueditError, InputError, NumericsError, ResourceError
+    from bluedit.errors import BlueditError, BlueditWarning, InputError, NumericsError, ResourceError
     from bluedit.evaluation import Scores, score_cases
     from bluedit.facts import Fact
     from bluedit.methods import (
@@ -82,6 +82,7 @@ __all__ = [
     "STRATEGIES",
     "TWO_SITES",
     "BlueditError",
+    "BlueditWarning",
     "Case",
     "EditableModel",
     "Fact",
@@ -119,7 +120,7 @@ __all__ = [
 _HOMES = {
     "bluedit.datasets": ("Case", "World", "read_cases", "read_dataset"),
     "bluedit.editing": ("edit",),
-    "bluedit.errors": ("BlueditError", "InputError", "NumericsError", "ResourceError"),
+    "bluedit.errors": ("BlueditError", "BlueditWarning", "InputError", "NumericsError", "ResourceError"),
     "bluedit.evaluation": ("Scores", "score_cases"),
     "bluedit.facts": ("Fact",),
     "bluedit.methods": (

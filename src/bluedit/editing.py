@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
-from typing import Any, Literal, Protocol, TypedDict, Unpack, cast, overload
+from typing import Any, Literal, TypedDict, Unpack, cast, overload
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bluedit.cautions import LargeChangeWarning, RoundingWarning
 from bluedit.errors import NumericsError, SettingsError
 from bluedit.facts import Fact, check_facts
 from bluedit.fine_tuning import fine_tune
@@ -28,6 +29,7 @@ from bluedit.models import EditableModel
 from bluedit.patches import Change, Dense, LowRank, Manifest, Patch
 from bluedit.patches.patch import FactRecord, OptimisationRecord, WeightRecord
 from bluedit.precision import wide
+from bluedit.progress import Progress, silent, stage
 from bluedit.solvers import InverseMetric
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.strategies import SINGLE, Step, Strategy
@@ -47,16 +49,6 @@ __all__ = [
     "run_plan",
     "silent",
 ]
-
-
-class Progress(Protocol):
-    """What a progress display offers to the loop: called with what is being done, how much is done and of how much."""
-
-    def __call__(self, task: str, advance: int, total: int | None) -> object: ...
-
-
-def silent(task: str, advance: int, total: int | None) -> None:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +218,8 @@ class Metrics:
         missing = [layer for layer in dict.fromkeys(layers) if layer not in self.by_layer]
         if not missing or method.fine_tuning:
             return
-        moments = self.plan.statistics.moments(
-            model, missing, lambda done, total: progress("second moments of keys", done, total)
-        )
+        with stage(progress, "second moments of keys") as advance:
+            moments = self.plan.statistics.moments(model, missing, advance)
         for layer in missing:
             metric = method.prior.inverse(moments[layer], self.plan.settings)
             if method.keeps_past:
@@ -269,10 +260,10 @@ class _Work:
         """Targets at `layer`, (D, N), optimised the first time they are asked for, on the model as it is edited then."""
         if layer not in self.values:
             plan = self.plan
-            self.values[layer] = optimise_values(
-                self.model, plan.facts, layer, plan.templates, plan.settings, plan.method.objective,
-                progress=lambda done: self.progress(f"optimising values at layer {layer}", done, len(plan.facts)),
-            )  # fmt: skip
+            with stage(self.progress, f"optimising values at layer {layer}", len(plan.facts)) as advance:
+                self.values[layer] = optimise_values(
+                    self.model, plan.facts, layer, plan.templates, plan.settings, plan.method.objective, progress=advance
+                )
         values = self.values[layer]
         self.records[layer] = OptimisationRecord(layer=layer, evaluations=values.evaluations, losses=values.losses)
         return values.targets_DN
@@ -292,10 +283,8 @@ class _Work:
         """The change that training the weight makes."""
         plan = self.plan
         assert plan.method.fine_tuning is not None
-        tuned = fine_tune(
-            self.model, plan.facts, layer, plan.method.fine_tuning, plan.settings,
-            progress=lambda done: self.progress(f"training layer {layer}", done, plan.settings.ft_num_steps),
-        )  # fmt: skip
+        with stage(self.progress, f"training layer {layer}", plan.settings.ft_num_steps) as advance:
+            tuned = fine_tune(self.model, plan.facts, layer, plan.method.fine_tuning, plan.settings, progress=advance)
         evaluations = (tuned.evaluations,) * len(plan.facts)
         self.records[layer] = OptimisationRecord(layer=layer, evaluations=evaluations, losses=tuned.losses)
         return Dense(tuned.change_DF)
@@ -364,7 +353,7 @@ def restrain_sequence(patch: Patch, plan: Plan, weights: Mapping[str, Tensor]) -
         changes[name] = _checked(change, record.layer)
         norm = change.norm()
         relative = _relative(norm, weights[name])
-        rounding = _rounding(change, norm, weights[name], record.layer)
+        rounding = _rounding(change, norm, weights[name], record.layer, plan)
         records[name] = record.model_copy(update={"norm": norm, "relative_norm": relative, "rounding": rounding})
     columns = "facts" if all(changes[name] is patch.changes[name] for name in changes) else "directions"
     return Patch(changes, patch.manifest.model_copy(update={"weights": records, "columns": columns}))
@@ -390,7 +379,7 @@ _ROUNDING = 0.1
 """Of a change, lost to the precision of its weight: from here on worth a warning."""
 
 
-def _rounding(change: Change, norm: float, weight_DF: Tensor, layer: int) -> float | None:
+def _rounding(change: Change, norm: float, weight_DF: Tensor, layer: int, plan: Plan) -> float | None:
     """||rounded(W + D) - W - D|| / ||D|| for a half-precision weight. Warns when much of the change is lost."""
     if weight_DF.dtype not in (torch.float16, torch.bfloat16) or not norm:
         return None
@@ -398,24 +387,34 @@ def _rounding(change: Change, norm: float, weight_DF: Tensor, layer: int) -> flo
     change.add_to(rounded_DF)
     lost = (rounded_DF.float() - weight_DF.float() - change.dense().to(weight_DF.device)).norm().item() / norm
     if lost > _ROUNDING:
-        warnings.warn(
-            f"rounding to {str(weight_DF.dtype).removeprefix('torch.')} moves the change of layer {layer} by {lost:.0%} of its "
-            "size; apply the patch to the model in float32 (--dtype float32) to keep all of it",
-            stacklevel=5,
-        )
+        dtype = str(weight_DF.dtype).removeprefix("torch.")
+        warnings.warn(RoundingWarning(layer=layer, amount=lost, origin=_origin(plan), dtype=dtype), stacklevel=5)
     return lost
 
 
-def _record(model: EditableModel, layer: int, change: Change, metric: InverseMetric | None) -> WeightRecord:
+def _origin(plan: Plan) -> str:
+    """What a warning is about, for those who edit with several methods."""
+    return f"{plan.method.name}, {plan.method.strategy.name}"
+
+
+def _advice(method: Method, *, null_space: bool) -> str:
+    """What makes a method's changes smaller, by settings that it has."""
+    if method.fine_tuning:
+        return "lower norm_constraint or ft_lr"
+    if null_space:
+        return "lower nullspace_threshold, raise L2, or take second moments over more text"
+    raised = " or ".join(name for name in ("shrinkage", "lambda") if name in method.uses)
+    return f"{f'raise {raised}, or ' if raised else ''}take second moments over more text"
+
+
+def _record(model: EditableModel, plan: Plan, layer: int, change: Change, metric: InverseMetric | None) -> WeightRecord:
     norm = change.norm()
     relative = _relative(norm, model.matrix(layer))
     condition, rank = (metric.condition, metric.rank) if metric else (None, None)
     if relative > 1:
-        cause = f" (condition number of the second moment: {condition:.1e})" if condition is not None else ""
-        mend = "lower nullspace_threshold, raise L2" if rank is not None else "raise shrinkage or lambda"
+        advice = _advice(plan.method, null_space=rank is not None)
         warnings.warn(
-            f"the change of layer {layer} is {relative:.1f} times as large as the weight it changes{cause}; {mend}, or take "
-            "second moments over more text",
+            LargeChangeWarning(layer=layer, amount=relative, origin=_origin(plan), advice=advice, condition=condition),
             stacklevel=4,
         )
     return WeightRecord(
@@ -425,7 +424,7 @@ def _record(model: EditableModel, layer: int, change: Change, metric: InverseMet
         relative_norm=relative,
         condition=condition,
         null_space_rank=rank,
-        rounding=_rounding(change, norm, model.matrix(layer), layer),
+        rounding=_rounding(change, norm, model.matrix(layer), layer, plan),
     )
 
 
@@ -433,7 +432,7 @@ def _patch(model: EditableModel, work: _Work, changes: dict[int, Change], second
     plan, names = work.plan, model.structure.weight_name
     used = plan.method.uses
     weights = {
-        names(layer): _record(model, layer, change, work.metrics.by_layer.get(layer)) for layer, change in changes.items()
+        names(layer): _record(model, plan, layer, change, work.metrics.by_layer.get(layer)) for layer, change in changes.items()
     }
     manifest = Manifest(
         model=str(getattr(model.model.config, "_name_or_path", "") or type(model.model).__name__),

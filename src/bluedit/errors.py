@@ -1,4 +1,4 @@
-"""Every error bluedit raises on purpose.
+"""Every error bluedit raises on purpose, and the base of its warnings.
 
 :class:`InputError` is for what the caller can mend (exit code 2 on the command line; also a `ValueError`). With exit code 1
 go :class:`NumericsError`, for computations that cannot give a trustworthy result, and :class:`ResourceError`, for memory.
@@ -8,10 +8,13 @@ Each message says what is wrong, where, and what to do about it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 __all__ = [
     "BlueditError",
+    "BlueditWarning",
+    "DamagedFileError",
     "DatasetError",
     "FactError",
     "InputError",
@@ -53,6 +56,18 @@ class DatasetError(InputError):
         super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
 
 
+class DamagedFileError(InputError):
+    """A file of bluedit's own that cannot be read, or does not hold what was written to it.
+
+    `source` is the file, `problem` what is wrong with it: `is missing`.
+    """
+
+    def __init__(self, source: Path, problem: str) -> None:
+        self.source = source
+        self.problem = problem
+        super().__init__(f"{source} {problem}")
+
+
 class ModelError(InputError):
     """A checkpoint that cannot be loaded or edited."""
 
@@ -83,6 +98,28 @@ class ResourceError(BlueditError, MemoryError):
 
 class NumericsError(BlueditError, ArithmeticError):
     """A linear system or an optimisation without a trustworthy result."""
+
+
+class BlueditWarning(UserWarning):
+    """Something worth knowing about a result that is given all the same.
+
+    - `layer`: the layer it is about.
+    - `amount`: how much of it there is, in the unit of the kind of warning.
+    - `origin`: what the result is made with: the method and its strategy, "memit, even".
+    - `advice`: what to do about it.
+    """
+
+    def __init__(self, message: str, *, layer: int, amount: float, origin: str, advice: str) -> None:
+        super().__init__(message)
+        self.layer = layer
+        self.amount = amount
+        self.origin = origin
+        self.advice = advice
+
+    @classmethod
+    def together(cls, several: Sequence[BlueditWarning]) -> str:
+        """What several warnings of this kind say in one sentence, the advice left out."""
+        return "; ".join(dict.fromkeys(map(str, several)))
 
 
 def did_you_mean(name: str, known: Iterable[str], *, what: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from bluedit.errors import SettingsError
 
-__all__ = ["parse_layers"]
+__all__ = ["layers_text", "parse_layers"]
 
 _LAYERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
@@ -26,3 +27,19 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise SettingsError(f"the layers {text!r}: a range runs backwards; write {last}-{first}")
         layers.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(layers))
+
+
+def layers_text(layers: Iterable[int]) -> str:
+    """Layers in words: "layer 3", "layers 0 and 5", "layers 0-5", "layers 0-3, 6 and 8"."""
+    numbers = sorted(set(layers))
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    parts: list[str] = []
+    for one in ranges:
+        parts += map(str, one) if len(one) < 3 else [f"{one[0]}-{one[-1]}"]
+    *others, last = parts
+    return f"{'layer' if len(numbers) == 1 else 'layers'} {', '.join(others)}{' and ' if others else ''}{last}"

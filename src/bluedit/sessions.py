@@ -12,8 +12,10 @@ computes nothing anew.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -21,15 +23,12 @@ from typing import Any, Literal, Unpack
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bluedit.editing import EditOptions, Facts, Metrics, Plan, Progress, plan_edit, restrain_sequence, run_batch, silent
-from bluedit.errors import SessionError, SettingsError
+from bluedit.errors import DamagedFileError, InputError, SessionError, SettingsError, first_line
 from bluedit.facts import Fact
-from bluedit.files import atomic_file, atomic_folder, writable_target
 from bluedit.methods import Method
 from bluedit.methods import method as find_method
 from bluedit.models import EditableModel
@@ -40,14 +39,19 @@ from bluedit.patches.patch import arrange, restore_ledger, weights_without
 from bluedit.solvers import InverseMetric
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.statistics.corpus import Corpus
+from bluedit.storage.documents import parse_json, read_document, write_document
+from bluedit.storage.files import OutputKind, atomic_folder, contents, writable_target
+from bluedit.storage.hashes import check_seal
+from bluedit.storage.tensors import read_tensors, write_tensors
 from bluedit.strategies import Step, Strategy
 from bluedit.strategies import strategy as find_strategy
 
-__all__ = ["SESSION_MARKER", "Session", "edit_in_sequence"]
+__all__ = ["SESSION", "SESSION_MARKER", "Session", "describe_session", "edit_in_sequence"]
 
 SESSION_MARKER = "session.json"
 """The file that shows a folder to be a saved session."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 has a hash of every file, and one of `session.json`."""
 
 
 class _SavedMetric(BaseModel):
@@ -96,6 +100,10 @@ class _Saved(BaseModel):
     weights_file: str
     whole_file: str | None
     """The patch of the finished sequence, where its whole change was restrained."""
+    max_length: int | None = None
+    until: float | None = None
+    digests: dict[str, str] = {}
+    """Of every tensor file, by its name; none in version 1."""
 
 
 @dataclass
@@ -109,8 +117,8 @@ class _Folder:
     metrics_file: str | None = None
     """Where the running inverses are, as long as they are the ones in memory."""
     initial_file: str | None = None
-    files: set[str] = field(default_factory=set[str])
-    """The tensor files of the current state."""
+    digests: dict[str, str] = field(default_factory=dict[str, str])
+    """The tensor files of the current state, with the hash of each."""
 
 
 @dataclass(frozen=True)
@@ -314,20 +322,22 @@ class Session:
         known = self._folders.get(place)
         if known is not None and not self._mine(path, known):
             if (path / SESSION_MARKER).is_file() and not replace:
-                raise SessionError(f"{path} was written by another session since; choose another folder")
+                raise SessionError(f"another session was saved to {path} since; save this one to another folder")
             known = None
         if known is not None:
             known = self._save_into(path, known)
         else:
             if path.is_file():
                 raise SessionError(f"{path} is a file; a session is kept in a folder")
-            writable_target(path, replace=replace, marker=SESSION_MARKER)
+            if not replace and (path / SESSION_MARKER).exists():
+                raise SessionError(f"{path} holds a session already; resume that one, or save this one to another folder")
+            writable_target(path, replace=replace, kind=SESSION)
             # The first time the folder appears whole or not at all, so that a kill leaves nothing that is in the way.
-            with atomic_folder(place) as temporary:
+            with atomic_folder(place, replace=SESSION if replace else None) as temporary:
                 known = self._save_into(temporary, _Folder())
         self._folders[place] = known
         for stale in path.iterdir():
-            if _WRITTEN.fullmatch(stale.name) and stale.name not in known.files:
+            if _WRITTEN.fullmatch(stale.name) and stale.name not in known.digests:
                 stale.unlink()
         return path
 
@@ -351,30 +361,40 @@ class Session:
         plan, number = self.plan, max(known.revision, known.attempted) + 1
         known.attempted = number
         folder = _Folder(number, number, list(known.stems), known.metrics_file, known.initial_file)
+        digests: dict[str, str] = {}
+
+        def write(name: str, content: Patch | Mapping[str, Tensor]) -> None:
+            if isinstance(content, Patch):
+                content.save(path / name, replace=True)
+                digests[name] = content.digest
+            else:
+                digests[name] = write_tensors(path / name, content)
+
         for place in range(len(folder.stems), len(self)):
             batch, stem = self._batches[place], f"{place + 1:04}-{number}"
-            batch.patch.save(path / _patch_name(stem), replace=True)
+            write(_patch_name(stem), batch.patch)
             if batch.keys:
-                _write(path / _keys_name(stem), {str(layer): keys for layer, keys in batch.keys.items()})
+                write(_keys_name(stem), {str(layer): keys for layer, keys in batch.keys.items()})
             folder.stems.append(stem)
         before: dict[str, str] = {}
         for patch in self.patches:
             for name, record in patch.manifest.weights.items():
                 before.setdefault(name, record.before)
         weights_file, whole_file = f"weights-{number}.safetensors", None
-        _write(path / weights_file, {name: self.model.model.get_parameter(name).detach() for name in before})
+        write(weights_file, {name: self.model.model.get_parameter(name).detach() for name in before})
         if self._whole is not None:
             whole_file = f"whole-{number}.safetensors"
-            self._whole.save(path / whole_file, replace=True)
+            write(whole_file, self._whole)
         metrics, initial = self._metrics.by_layer, self._metrics.initial
         if metrics and folder.metrics_file is None:
             folder.metrics_file = f"metrics-{number}.safetensors"
-            _write(path / folder.metrics_file, {str(layer): metric.matrix_FF for layer, metric in metrics.items()})
+            write(folder.metrics_file, {str(layer): metric.matrix_FF for layer, metric in metrics.items()})
         if initial and folder.initial_file is None:
             folder.initial_file = f"initial-{number}.safetensors"
-            _write(path / folder.initial_file, {str(layer): metric.matrix_FF for layer, metric in initial.items()})
-        folder.files = {_patch_name(stem) for stem in folder.stems} | {_keys_name(stem) for stem in folder.stems}
-        folder.files |= {weights_file, whole_file or "", folder.metrics_file or "", folder.initial_file or ""}
+            write(folder.initial_file, {str(layer): metric.matrix_FF for layer, metric in initial.items()})
+        names = {name for stem in folder.stems for name in (_patch_name(stem), _keys_name(stem))}
+        names |= {weights_file, whole_file, folder.metrics_file, folder.initial_file}
+        folder.digests = {name: digest for name, digest in (known.digests | digests).items() if name in names}
         corpus = plan.statistics.corpus
         saved = _Saved(
             id=self._id,
@@ -390,6 +410,8 @@ class Session:
             corpus=corpus.name if corpus else None,
             corpus_identity=corpus.identity if corpus else None,
             samples=plan.statistics.samples,
+            max_length=plan.statistics.max_length,
+            until=plan.statistics.until,
             configuration=self.model.configuration_fingerprint(),
             dtype=str(self.model.model.dtype),
             chat=self.model.text.chat,
@@ -401,9 +423,9 @@ class Session:
             initial_file=folder.initial_file,
             weights_file=weights_file,
             whole_file=whole_file,
+            digests=folder.digests,
         )
-        with atomic_file(path / SESSION_MARKER) as temporary:
-            temporary.write_text(saved.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_document(path / SESSION_MARKER, json.loads(saved.model_dump_json()))
         return folder
 
     def _unedited(self, edited: tuple[str, ...]) -> str:
@@ -446,32 +468,41 @@ class Session:
             session._restore(path, saved)
         except SessionError:
             raise
-        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        except InputError as error:
+            raise SessionError(f"the session in {path} cannot be resumed: {error}") from error
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise SessionError(f"the session in {path} is damaged: {error}") from error
         return session
 
     def _restore(self, path: Path, saved: _Saved) -> None:
         """Read and check every file, then write the weights."""
         model = self.model
-        patches = [Patch.load(_inside(path, _patch_name(stem))) for stem in saved.batches]
-        whole = Patch.load(_inside(path, saved.whole_file)) if saved.whole_file else None
+        if saved.format_version == 1:
+            warnings.warn(
+                f"{path} is of an earlier version, without hashes: its changes were checked against their norms and the "
+                "weights, its keys and inverses for their shapes only",
+                stacklevel=3,
+            )
+        patches = [_load_patch(path, _patch_name(stem), saved) for stem in saved.batches]
+        whole = _load_patch(path, saved.whole_file, saved) if saved.whole_file else None
         keys: list[dict[int, Tensor]] = [{} for _ in patches]
         if self.plan.method.keeps_past:
             for kept, stem, patch in zip(keys, saved.batches, patches, strict=True):
                 if patch.changes:
-                    read = load_file(_inside(path, _keys_name(stem)))
+                    read = _load(path, _keys_name(stem), saved)
                     kept.update({int(layer): tensor for layer, tensor in read.items()})
                 wanted = {record.layer: (model.structure.d_ff, len(patch.facts)) for record in patch.manifest.weights.values()}
                 if {layer: tuple(tensor.shape) for layer, tensor in kept.items()} != wanted:
                     raise ValueError(f"the keys of batch {stem} are not those of its patch")
         metrics = _load_metrics(path, saved.metrics_file, saved, model.structure.d_ff)
         initial = _load_metrics(path, saved.initial_file, saved, model.structure.d_ff) if saved.initial_file else {}
-        weights = load_file(_inside(path, saved.weights_file))
+        weights = _load(path, saved.weights_file, saved)
         parameters = dict(model.model.named_parameters())
         if {name: (weight.shape, weight.dtype) for name, weight in weights.items()} != {
             name: (parameters[name].shape, parameters[name].dtype) for name in saved.before
         }:
             raise ValueError("its weights are not those that its patches change")
+        self._name_first_corpus(patches)
         originals = {name: parameters[name].detach().clone() for name in weights}
         try:
             with torch.no_grad():
@@ -490,9 +521,27 @@ class Session:
         self._whole, self._before_finish = whole, tuple(patches) if whole else ()
         self._id = saved.id
         self._hashes = {tuple(saved.before): saved.unedited}
+        # Files without hashes are written anew, with them, when the session is saved next.
+        hashed = saved.format_version > 1
         self._folders[path.resolve()] = _Folder(
-            saved.revision, saved.revision, list(saved.batches), saved.metrics_file, saved.initial_file
+            saved.revision,
+            saved.revision,
+            list(saved.batches) if hashed else [],
+            saved.metrics_file if hashed else None,
+            saved.initial_file if hashed else None,
+            dict(saved.digests),
         )
+
+    def _name_first_corpus(self, patches: Sequence[Patch]) -> None:
+        """Take the corpus of the first batch for the session's, where an earlier version let a later one replace it."""
+        statistics, first = self.plan.statistics, next(iter(patches), None)
+        if first is None or statistics.corpus is None or first.manifest.corpus in (None, statistics.corpus.name):
+            return
+        name = str(first.manifest.corpus)
+        identity = ""  # that text may be gone; its inverse metrics are in the session
+        with contextlib.suppress(InputError):
+            identity = read_corpus(name).identity
+        self.plan = replace(self.plan, statistics=replace(statistics, corpus=Corpus(name, identity, 0)))
 
 
 _WRITTEN = re.compile(r"(patch|keys)-\d{4,}-\d+\.safetensors|(weights|metrics|initial|whole)-\d+\.safetensors")
@@ -507,9 +556,37 @@ def _keys_name(stem: str) -> str:
     return f"keys-{stem}.safetensors"
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with atomic_file(path) as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+def _owned(path: Path) -> list[str] | None:
+    try:
+        document = read_document(path / SESSION_MARKER)
+    except DamagedFileError:
+        return None
+    ours = document.get("format") == "bluedit-session"
+    return [SESSION_MARKER, *(name for name in contents(path) if _WRITTEN.fullmatch(name))] if ours else None
+
+
+SESSION = OutputKind("a saved session", _owned)
+"""What is replaced by a session where that is asked for."""
+
+
+def _load_patch(path: Path, name: str, saved: _Saved) -> Patch:
+    with warnings.catch_warnings():
+        if saved.format_version == 1:  # which was said already
+            warnings.simplefilter("ignore")
+        patch = Patch.load(_inside(path, name))
+    if saved.format_version > 1 and saved.digests.get(name) != patch.digest:
+        raise DamagedFileError(path / name, "is another patch, put in its place")
+    return patch
+
+
+def _load(path: Path, name: str, saved: _Saved) -> dict[str, Tensor]:
+    """The tensors of a session's file, checked against its hash."""
+    file = read_tensors(_inside(path, name))
+    if saved.format_version > 1 and saved.digests.get(name) != file.digest:
+        raise DamagedFileError(path / name, "is another file, put in its place")
+    if not all(bool(tensor.isfinite().all()) for tensor in file.tensors.values()):
+        raise DamagedFileError(path / name, "is damaged: it holds what is no number")
+    return file.tensors
 
 
 def _inside(path: Path, name: str) -> Path:
@@ -524,12 +601,20 @@ def _read(path: Path) -> _Saved:
     if not marker.is_file():
         raise SessionError(f"{path} is not a saved session: it has no {SESSION_MARKER}")
     try:
-        saved = _Saved.model_validate_json(marker.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise SessionError(f"{marker} cannot be read: {str(error).splitlines()[0]}") from error
-    if saved.format_version > FORMAT_VERSION:
-        raise SessionError(f"{marker} is of version {saved.format_version}; this bluedit reads {FORMAT_VERSION}")
-    return saved
+        document = parse_json(marker.read_text(encoding="utf-8"), marker)
+        kind, version = document.get("format"), document.get("format_version")
+        if kind != "bluedit-session" or not isinstance(version, int) or version > FORMAT_VERSION:
+            raise SessionError(
+                f"{marker} is {kind} version {version}; this bluedit reads bluedit-session up to {FORMAT_VERSION}"
+            )
+        return _Saved.model_validate(check_seal(document, marker, required=version > 1))
+    except DamagedFileError as error:
+        raise SessionError(f"{error}; begin the session anew, or restore the file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SessionError(f"{marker} cannot be read: {first_line(error)}") from error
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise SessionError(f"{marker} cannot be read: {where}: {error.errors()[0]['msg']}") from error
 
 
 def _check_model(path: Path, saved: _Saved, model: EditableModel) -> None:
@@ -571,7 +656,11 @@ def _plan(path: Path, saved: _Saved, method: Method | None, statistics: Statisti
     except SettingsError as error:
         raise SessionError(f"the session in {path} is damaged: {error}") from error
     if statistics is None:
-        statistics = Statistics(_corpus(path, saved), saved.samples)
+        corpus = _corpus(path, saved)
+        statistics = Statistics(corpus, saved.samples, max_length=saved.max_length, until=saved.until)
+    elif statistics.corpus and statistics.corpus.identity == saved.corpus_identity:
+        # The same text by another path: patches of one sequence name it alike.
+        statistics = replace(statistics, corpus=replace(statistics.corpus, name=saved.corpus))
     return Plan(
         method=base,
         layers=saved.layers,
@@ -619,7 +708,7 @@ def _part(value: Any) -> str:
 
 
 def _load_metrics(path: Path, name: str | None, saved: _Saved, size: int) -> dict[int, InverseMetric]:
-    tensors = load_file(_inside(path, name)) if name else {}
+    tensors = _load(path, name, saved) if name else {}
     if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != {str(layer): (size, size) for layer in saved.metrics}:
         raise ValueError(f"{name} does not hold one {size} x {size} matrix for each edited layer")
     return {layer: InverseMetric(tensors[str(layer)], record.condition, record.rank) for layer, record in saved.metrics.items()}
@@ -642,27 +731,99 @@ def edit_in_sequence(
     **Raises** :class:`~bluedit.errors.SessionError` when the folder holds a sequence of other facts, or with another plan.
     """
     if folder is not None and (folder / SESSION_MARKER).is_file():
+        check_saved(folder, plan, facts)
         session = Session.resume(folder, model, method=plan.method, statistics=plan.statistics)
-        differing = [name for name in _PLANNED if getattr(session.plan, name) != getattr(plan, name)]
-        differing += (
-            ["steps"] if session.plan.method.strategy.steps(plan.layers) != plan.method.strategy.steps(plan.layers) else []
-        )
-        differing += ["facts"] if session.facts != tuple(facts[: len(session.facts)]) else []
-        if differing:
-            session.undo(len(session))
-            raise SessionError(
-                f"{folder} holds a session with other {' and '.join(differing)}; choose another folder for this one"
-            )
     else:
         session = Session.following(model, plan)
     try:
+        in_batches = len(facts) > batch_size
+        if in_batches:
+            progress("facts", len(session.facts), len(facts))
         for start in range(len(session.facts), max(len(facts), 1), batch_size):
-            session.apply(facts[start : start + batch_size], progress=progress)
+            batch = facts[start : start + batch_size]
+            session.apply(batch, progress=progress)
             if folder is not None:
                 session.save(folder)
+            if in_batches:
+                progress("facts", len(batch), len(facts))
         return session.finish()
     finally:
         session.undo(len(session))
+
+
+def check_saved(folder: Path, plan: Plan, facts: Sequence[Fact]) -> None:
+    """See that a saved session is of this plan and these facts, before anything is computed or loaded for it.
+
+    **Raises** :class:`~bluedit.errors.SessionError` naming all that differs.
+    """
+    saved = _read(folder)
+    patches = [_load_patch(folder, _patch_name(stem), saved) for stem in saved.batches]
+    _check_one_corpus(folder, saved, patches)
+    theirs = _plan(folder, saved, plan.method, plan.statistics)
+    differing = [name for name in _PLANNED if getattr(theirs, name) != getattr(plan, name)]
+    if theirs.method.strategy.steps(plan.layers) != plan.method.strategy.steps(plan.layers):
+        differing.append("steps")
+    begun = tuple(fact for patch in patches for fact in patch.facts)
+    if begun != tuple(facts[: len(begun)]):
+        differing.append("facts")
+    now = plan.statistics
+    identity = now.corpus.identity if now.corpus else None
+    # A session that was mended may not know what its corpus held; then its name has to do.
+    unknown = saved.corpus_identity == "" and now.corpus is not None and now.corpus.name == saved.corpus
+    if saved.corpus_identity != identity and not unknown:
+        there, here = (name or "none" for name in (saved.corpus, now.corpus.name if now.corpus else None))
+        differing.append(f"corpus ({there}, and here {here}{', with other content' if there == here else ''})")
+    for name in ("samples", "max_length", "until"):
+        there, here = getattr(saved, name), getattr(now, name)
+        if there != here:
+            differing.append(f"{name} ({'all' if there is None else there}, and here {'all' if here is None else here})")
+    if differing:
+        raise SessionError(
+            f"{folder} holds a session with other {' and '.join(differing)}; go on with those, or choose another folder "
+            "for this one"
+        )
+
+
+def describe_session(folder: str | Path) -> dict[str, Any]:
+    """What a saved session holds, for JSON: how it edits, and how many facts each batch has. No model is needed.
+
+    **Raises** :class:`~bluedit.errors.SessionError` when the folder holds none, or a damaged one.
+    """
+    path = Path(folder).expanduser()
+    saved = _read(path)
+    try:
+        patches = [_load_patch(path, _patch_name(stem), saved) for stem in saved.batches]
+    except InputError as error:
+        raise SessionError(f"the session in {path} is damaged: {error}") from error
+    return {
+        "method": saved.method,
+        "strategy": saved.strategy,
+        "layers": list(saved.layers),
+        "settings": saved.settings,
+        "seed": saved.seed,
+        "corpus": patches[0].manifest.corpus if patches else saved.corpus,
+        "samples": saved.samples,
+        "dtype": saved.dtype.removeprefix("torch."),
+        "chat": saved.chat is not None,
+        "batches": [len(patch.facts) for patch in patches],
+        "finished": saved.whole_file is not None,
+    }
+
+
+def _check_one_corpus(folder: Path, saved: _Saved, patches: Sequence[Patch]) -> None:
+    """Earlier versions could add batches to a session with another corpus, which can then not be finished.
+
+    **Raises** :class:`~bluedit.errors.SessionError` when that was done.
+    """
+    corpora = [patch.manifest.corpus for patch in patches]
+    first = next((place for place, corpus in enumerate(corpora) if corpus != corpora[0]), None)
+    if first is not None:
+        count = len(corpora) - first
+        raise SessionError(
+            f"batch {first + 1} of {folder} was edited with the corpus {corpora[first]}, and the first with {corpora[0]}: the "
+            f"session cannot be finished so. Undo {'that batch' if count == 1 else f'the last {count} batches'}: bluedit "
+            f"session undo {folder} --model NAME --batches {count}"
+        )
 
 
 _PLANNED = ("layers", "settings", "templates", "seed")

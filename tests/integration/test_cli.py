@@ -11,6 +11,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -160,11 +161,28 @@ def test_force_replaces_the_old_patch(edit: Run, facts: Path, patch: Path) -> No
 
 
 def test_warning_is_a_remark(edit: Run, facts: Path, tmp_path: Path) -> None:
-    """A change larger than its weight is worth a warning, on standard error and in one line."""
-    outcome = edit("--facts", facts, "--out", tmp_path / "patch", "--set", "lambda=1e-9", "--set", "v_lr=10", "--json")
+    """Changes larger than their weights are worth a warning: on standard error, one line for all layers."""
+    loud = ("--facts", facts, "--set", "lambda=1e-9", "--set", "v_lr=10")
+    outcome = edit(*loud, "--out", tmp_path / "patch", "--json")
     assert outcome.document["weights"]["transformer.h.1.mlp.c_proj.weight"]["relative_norm"] > 1
-    assert "warning: the change of layer 1 is" in outcome.stderr
-    assert "editing.py" not in outcome.stderr
+    (warning,) = outcome.stderr.splitlines()
+    assert re.fullmatch(
+        r"warning: memit, boundary: the changes of layers 1 and 2 are \d\.\d to \d\.\d times as large as the weights they "
+        "change; raise shrinkage or lambda, or take second moments over more text",
+        warning,
+    )
+
+
+def test_quiet_says_errors_only(edit: Run, run: Run, facts: Path, tmp_path: Path) -> None:
+    loud = ("--facts", facts, "--set", "lambda=1e-9", "--set", "v_lr=10", "--out", tmp_path / "patch")
+    outcome = edit(*loud, "--quiet")
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert "6 facts edited into" in outcome.stdout
+    refused = edit(*loud, "-q")
+    assert refused.code == 2
+    assert refused.stderr.startswith("error: ")
+    assert "with --layers and --corpus" in run("models").stderr
+    assert run("models", "--quiet").stderr == ""
 
 
 def test_facts_that_are_there_twice_are_edited_once(edit: Run, world_records: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -618,7 +636,7 @@ def test_apply_that_is_stopped_leaves_nothing(
     run: Run, patch: Path, saved_tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr("bluedit.patches.checkpoint.save_file", _half_then(KeyboardInterrupt()))
+    monkeypatch.setattr("bluedit.storage.tensors.save_file", _half_then(KeyboardInterrupt()))
     outcome = run("patch", "apply", patch, "--model", saved_tiny_gpt2, "--out", tmp_path / "patched")
     assert outcome.code == 130
     assert sorted(tmp_path.iterdir()) == before
@@ -650,17 +668,15 @@ def test_apply_onto_a_full_disk_keeps_what_was_there(
     run: Run, patch: Path, saved_tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     out = tmp_path / "patched"
-    out.mkdir()
-    (out / "precious").write_text("mine")
-    (out / "config.json").write_text("{}")  # an earlier checkpoint: other folders are not replaced at all
-    before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", _half_then(FULL[kind]))
+    assert run("patch", "apply", patch, "--model", saved_tiny_gpt2, "--out", out).code == 0
+    before, inside = sorted(tmp_path.iterdir()), {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr("bluedit.storage.tensors.save_file", _half_then(FULL[kind]))
     outcome = run("patch", "apply", patch, "--model", saved_tiny_gpt2, "--out", out, "--force")
     assert outcome.code == 1
     assert "No space left on device" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert sorted(tmp_path.iterdir()) == before
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "precious"]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == inside
 
 
 # -- processes -------------------------------------------------------------------------------------------------------

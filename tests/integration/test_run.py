@@ -16,6 +16,7 @@ from bluedit.errors import RecipeError
 from bluedit.experiments import Experiment, read_recipe, runner
 from bluedit.models import EditableModel
 from bluedit.patches import Patch
+from bluedit.storage import tensors as storage_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:the change of layer")
 
@@ -104,7 +105,7 @@ def test_an_experiment_writes_its_table_and_leaves_the_model(
 STOPS = {
     "editing a batch": (sessions, "run_batch", (3, 8)),
     "saving a session": (sessions.Session, "_save_into", (1, 5)),
-    "writing a file": (sessions, "atomic_file", (2, 20)),
+    "writing a file": (storage_tensors, "atomic_file", (2, 8)),
     "scoring": (runner, "score_cases", (3,)),
     "writing a result": (runner, "_write", (1, 4)),
     "clearing up": (runner.shutil, "rmtree", (1,)),

@@ -21,6 +21,9 @@ from bluedit.models import EditableModel, load_model
 from bluedit.patches import LowRank, Manifest, Patch
 from bluedit.patches.checkpoint import read_ledger, save_checkpoint
 from bluedit.patches.patch import FORMAT_VERSION, applied_patches, original_weights
+from bluedit.storage.documents import document_text
+from bluedit.storage.hashes import hash_tensors
+from bluedit.storage.tensors import write_tensors
 
 MakePatch = Callable[..., Patch]
 
@@ -169,16 +172,20 @@ def test_file_holds_no_pickle(tiny_gpt2: EditableModel, make_patch: MakePatch, t
     assert json.loads((path / "patch.json").read_text(encoding="utf-8"))["format"] == "bluedit-patch"
 
 
+# Hashes are made anew: what is refused here are files that another program put together wrongly, not damaged ones.
+
+
 def _tensors(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     tensors = load_file(path / "patch.safetensors")
     change(tensors)
     save_file(tensors, path / "patch.safetensors")
+    _manifest(path, lambda manifest: manifest.update(hashes=hash_tensors(tensors)))
 
 
 def _manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     manifest = json.loads((path / "patch.json").read_text(encoding="utf-8"))
     change(manifest)
-    (path / "patch.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (path / "patch.json").write_text(document_text(manifest), encoding="utf-8")
 
 
 _RESIDUAL = "transformer.h.1.mlp.c_proj.weight.residual"
@@ -191,8 +198,8 @@ def _truncate(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated tensors": (_truncate, "not a readable patch"),
-    "empty tensors": (lambda path: (path / "patch.safetensors").write_bytes(b""), "not a readable patch"),
+    "truncated tensors": (_truncate, "cannot be read"),
+    "empty tensors": (lambda path: (path / "patch.safetensors").write_bytes(b""), "cannot be read"),
     "no tensors": (lambda path: (path / "patch.safetensors").unlink(), "is not a patch"),
     "no manifest": (lambda path: (path / "patch.json").unlink(), "not a readable patch"),
     "manifest is no JSON": (lambda path: (path / "patch.json").write_text("{"), "not a readable patch"),
@@ -201,9 +208,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "manifest lacks a part": (lambda path: _manifest(path, lambda m: m.pop("facts")), "not a readable patch"),
     "later version": (
         lambda path: _manifest(path, lambda m: m.update(format_version=FORMAT_VERSION + 1)),
-        "version 2; this bluedit reads 1",
+        "version 3; this bluedit reads bluedit-patch up to 2",
     ),
-    "another format": (lambda path: _manifest(path, lambda m: m.update(format="lora")), "is lora version 1"),
+    "another format": (lambda path: _manifest(path, lambda m: m.update(format="lora")), "is lora version 2"),
     "a weight too many in the manifest": (
         lambda path: _manifest(path, lambda m: m["weights"].update(other=next(iter(m["weights"].values())))),
         "the change of other cannot be read",
@@ -254,7 +261,7 @@ def test_truncated_single_file_is_refused(tiny_gpt2: EditableModel, make_patch: 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.safetensors"])
 def test_missing_patch_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(PatchError, match=f"{name} is not a patch"):
+    with pytest.raises(PatchError, match=f"no patch at .*{name}: no such file"):
         Patch.load(tmp_path / name)
 
 
@@ -561,7 +568,7 @@ def _index(path: Path, names: Any) -> None:
 def _originals(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     tensors = load_file(path / "originals.safetensors")
     change(tensors)
-    save_file(tensors, path / "originals.safetensors")
+    write_tensors(path / "originals.safetensors", tensors)
 
 
 _WEIGHT = "transformer.h.1.mlp.c_proj.weight"
@@ -572,7 +579,7 @@ RECORD_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "parent": (lambda path: _index(path, [".."]), "names files outside its folder|is not a patch"),
     "not a list": (lambda path: _index(path, "patch-0000.safetensors"), "names files outside its folder"),
     "not names": (lambda path: _index(path, [1]), "names files outside its folder"),
-    "a patch that is missing": (lambda path: _index(path, ["patch-0007.safetensors"]), "is not a patch"),
+    "a patch that is missing": (lambda path: _index(path, ["patch-0007.safetensors"]), "no such file"),
     "a patch too many": (
         lambda path: _index(path, ["patch-0000.safetensors"] * 2),
         "is not what its original and the recorded",

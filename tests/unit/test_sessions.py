@@ -29,6 +29,9 @@ from bluedit.restraints import PRUNING
 from bluedit.sessions import SESSION_MARKER, Session, edit_in_sequence
 from bluedit.solvers import InverseMetric
 from bluedit.statistics import SecondMoment, Statistics
+from bluedit.storage import files
+from bluedit.storage.documents import document_text
+from bluedit.storage.tensors import write_tensors
 from bluedit.strategies import BOUNDARY, Step, Strategy, explicit
 from bluedit.values import fact_keys
 
@@ -746,7 +749,7 @@ def test_saving_replaces_nothing_unless_told_to(fresh: Fresh, moments: Any, batc
     earlier = run(begin(fresh(), "memit", moments(48)), batches[:2])
     earlier.save(tmp_path / "run")
     session = run(begin(fresh(), "memit-seq", moments(48)), batches[2:])
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="holds a session already; resume that one"):
         session.save(tmp_path / "run")
     assert_alike(Session.resume(tmp_path / "run", fresh()), earlier)
     session.save(tmp_path / "run", replace=True)
@@ -871,8 +874,9 @@ class Operations:
 
             return wrapper
 
-        for module in ("bluedit.sessions", "bluedit.patches.patch"):
+        for module in ("bluedit.storage.tensors", "bluedit.patches.patch"):
             patch.setattr(f"{module}.save_file", counted(save_file))
+        patch.setattr(files, "_renameat2", counted(files._renameat2))
         for name in ("replace", "unlink", "mkdir", "write_text"):
             patch.setattr(Path, name, counted(getattr(Path, name)))
         patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
@@ -1031,9 +1035,10 @@ def test_a_kill_while_a_session_replaces_another_leaves_one_of_them(
 
 
 def _edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the marker and its hash: as another program would, not as damage does."""
     saved = json.loads((folder / SESSION_MARKER).read_text(encoding="utf-8"))
     change(saved)
-    (folder / SESSION_MARKER).write_text(json.dumps(saved), encoding="utf-8")
+    (folder / SESSION_MARKER).write_text(document_text(saved), encoding="utf-8")
 
 
 def _file(folder: Path, kind: str) -> Path:
@@ -1042,9 +1047,12 @@ def _file(folder: Path, kind: str) -> Path:
 
 
 def _tensors(folder: Path, kind: str, change: Callable[[Bits], Any]) -> None:
-    tensors = load_file(_file(folder, kind))
+    """Change tensors and their hashes."""
+    path = _file(folder, kind)
+    tensors = load_file(path)
     change(tensors)
-    save_file(tensors, _file(folder, kind))
+    digest = write_tensors(path, tensors)
+    _edit(folder, lambda saved: saved["digests"].update({path.name: digest}))
 
 
 def _truncate(folder: Path, kind: str) -> None:
@@ -1065,7 +1073,9 @@ def _shorten_patch(folder: Path) -> None:
     shorter = {
         name: LowRank(change.tensors()["residual"], change.tensors()["gain"][:-1]) for name, change in patch.changes.items()
     }
-    Patch(shorter, patch.manifest).save(path, replace=True)
+    changed = Patch(shorter, patch.manifest)
+    changed.save(path, replace=True)
+    _edit(folder, lambda saved: saved["digests"].update({path.name: changed.digest}))
 
 
 LAST = "transformer.h.2.mlp.c_proj.weight"
@@ -1079,7 +1089,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "marker is no UTF-8": lambda folder: (folder / SESSION_MARKER).write_bytes(b"\xff\xfe{}"),
     "marker is a list": lambda folder: (folder / SESSION_MARKER).write_text("[]"),
     "marker lacks a part": lambda folder: _edit(folder, lambda saved: saved.pop("weights_file")),
-    "marker of a later version": lambda folder: _edit(folder, lambda saved: saved.update(format_version=2)),
+    "marker of a later version": lambda folder: _edit(folder, lambda saved: saved.update(format_version=3)),
     "marker of another format": lambda folder: _edit(folder, lambda saved: saved.update(format="bluedit-patch")),
     "a batch is no name": lambda folder: _edit(folder, lambda saved: saved.update(batches=[None])),
     "a setting that there is not": lambda folder: _edit(folder, lambda saved: saved["settings"].update(lamda=1)),
@@ -1152,8 +1162,8 @@ def test_a_damaged_folder_is_refused_and_the_model_left(
 
 def test_a_version_that_is_later_is_told_so(fresh: Fresh, moments: Any, tmp_path: Path) -> None:
     folder = begin(fresh(), "memit", moments(48)).save(tmp_path / "run")
-    _edit(folder, lambda saved: saved.update(format_version=2))
-    with pytest.raises(SessionError, match=r"session\.json is of version 2; this bluedit reads 1"):
+    _edit(folder, lambda saved: saved.update(format_version=3))
+    with pytest.raises(SessionError, match=r"session\.json is bluedit-session version 3; this bluedit reads .* up to 2"):
         Session.resume(folder, fresh())
 
 
@@ -1766,7 +1776,7 @@ def test_a_sequence_of_other_facts_is_refused(
     before = bits(model)
     one_call(model, world_facts[:4], moments(48), tmp_path / "run", "memit")
     for facts in (world_facts[::-1], world_facts[:2]):
-        with pytest.raises(SessionError, match="other facts; choose another folder"):
+        with pytest.raises(SessionError, match="other facts; go on with those, or choose another folder"):
             one_call(model, facts, moments(48), tmp_path / "run", "memit")
         assert same(bits(model), before)
     with pytest.raises(SessionError):

@@ -305,7 +305,7 @@ def test_a_damaged_unfinished_pass_is_refused(tiny_gpt2: EditableModel, corpus: 
         statistics.moments(tiny_gpt2, LAYERS, stop)
     (partial,) = tmp_path.glob("*.partial.safetensors")
     partial.write_bytes(partial.read_bytes()[:-9])
-    with pytest.raises(StatisticsError, match=r"cannot be gone on with .* remove that file to begin anew"):
+    with pytest.raises(StatisticsError, match=r"cannot be read: .* remove that file to begin anew"):
         statistics.moments(tiny_gpt2, LAYERS)
     partial.unlink()
     assert set(statistics.moments(tiny_gpt2, LAYERS)) == set(LAYERS)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Dtype, Seed
+from bluedit.cli.options import AsJson, Device, Dtype, Quiet, Seed
 
-__all__ = ["demo", "report"]
+__all__ = ["demo", "report", "sizes_of_changes"]
 
 _SHOWN = 3
 _COMPLETION_TOKENS = 10
@@ -21,6 +21,7 @@ def demo(
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = 0,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Edit a small model with MEMIT, once distributing residuals evenly and once with BLUE, and compare."""
@@ -34,8 +35,12 @@ def demo(
     cases = read_dataset(dataset, facts)
 
     import time
+    import warnings
 
     from bluedit.cli import console
+
+    console.load()
+    from bluedit.cautions import LargeChangeWarning
     from bluedit.editing import edit
     from bluedit.evaluation import protocol, score_cases
     from bluedit.models import load_model
@@ -46,10 +51,13 @@ def demo(
     shown = cases[:_SHOWN]
     prompts = [case.fact.text for case in shown]
     document: dict[str, Any] = {"model": model, "facts": len(cases), "method": "memit"}
-    with console.bars() as bars:
+    with console.bars(f"loading {model}") as bars:
+        # What they say is said in one sentence below.
+        warnings.filterwarnings("ignore", category=LargeChangeWarning)
         editable = load_model(model, device=device, dtype=dtype)
 
         def measure(name: str) -> dict[str, Any]:
+            bars(f"scoring, {name}", 0, None)
             scores = score_cases(editable, cases, progress=lambda done, total: bars(f"scoring, {name}", done, total))
             texts = generate(editable, prompts, max_new_tokens=_COMPLETION_TOKENS)
             return {"scores": scores.as_dict(), "completions": _first_sentences(texts, prompts)}
@@ -79,6 +87,8 @@ def demo(
         console.emit(document)
     else:
         console.show(report(document))
+        if sizes := sizes_of_changes(document):
+            console.say(sizes)
         console.say(
             f"took {document['seconds']:.0f} s. ES: the new object is preferred; PS: also in phrasings never seen with the "
             "subject; NS: other subjects keep theirs"
@@ -88,10 +98,9 @@ def demo(
 def report(document: Mapping[str, Any]) -> Any:
     """The demo's JSON result for people: scores side by side, and what the model says."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    from bluedit.cli.console import score_table
+    from bluedit.cli.console import Table, score_table
 
     layers = document["even"]["layers"]
     labels = {
@@ -105,13 +114,24 @@ def report(document: Mapping[str, Any]) -> Any:
         label: {score: document[name]["scores"][score] for score in columns if score in document[name]["scores"]}
         for name, label in labels.items()
     }
-    says = Table("prompt", "wanted", "before", "MEMIT", "+ BLUE", header_style="bold")
-    says.title, says.title_justify = "What the model says", "left"
+    says = Table(["prompt", "wanted", "before", "MEMIT", "+ BLUE"], title="What the model says", text=5)
     for index, fact in enumerate(document["completed"]):
         before, *after = (document[name]["completions"][index] for name in labels)
         cells = (Text(text, style="green" if text.startswith(fact["new"]) else "red") for text in after)
-        says.add_row(Text(fact["prompt"]), Text(fact["new"]), Text(before), *cells)
+        says.add(fact["prompt"], fact["new"], before, *cells)
     return Group(score_table(title, scores), says)
+
+
+def sizes_of_changes(document: Mapping[str, Any]) -> str | None:
+    """What it means here that a change is larger than its weight, where one is."""
+    sizes = {name: document[name]["relative_norms"] for name in ("even", "boundary")}
+    if max(map(max, sizes.values())) <= 1:
+        return None
+    even, blue = (f"{max(found):.1f}" for found in sizes.values())
+    return (
+        f"the changes are large (up to {even} times the size of the weight, with BLUE up to {blue} times), because "
+        f"{document['facts']} facts are many for so small a model; NS says how well other facts survive that"
+    )
 
 
 def _first_sentences(texts: list[str], prompts: list[str]) -> list[str]:

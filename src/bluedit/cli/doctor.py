@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Dtype, ModuleMap, TrustRemoteCode, read_method
+from bluedit.cli.options import AsJson, Device, Dtype, ModuleMap, Quiet, TrustRemoteCode, read_method
 from bluedit.layers import parse_layers
 
 __all__ = ["doctor"]
 
-_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
 def doctor(
@@ -29,6 +29,7 @@ def doctor(
     dtype: Dtype = None,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Look a model over: can it be edited, what is missing, how much memory and time does it take.
@@ -37,28 +38,27 @@ def doctor(
     stands in the way of editing, 0 otherwise, warnings included.
     """
     critical = parse_layers(layers) if layers else None
+    from bluedit.cli import console
+
+    console.load()
     chosen = read_method(method, strategy)
 
-    from bluedit.cli import console
     from bluedit.doctor import examine
     from bluedit.models.maps import read_module_map
 
     named = read_module_map(module_map) if module_map else None
-    with console.bars():
+    with console.bars(f"looking at {model}"):
         found = examine(
             model, chosen, layers=critical, device=device, dtype=dtype, module_map=named, trust_remote_code=trust_remote_code
         )
     if as_json:
         console.emit(found.as_dict())
     else:
-        from rich.markup import escape
-        from rich.table import Table
+        from rich.text import Text
 
-        table = Table("", "", "what was found", title=escape(model), title_justify="left", header_style="bold")
-        for check in found.checks:
-            table.add_row(_MARKS[check.status], check.name, escape(check.message))
-        console.show(table)
+        rows = ((Text(check.status, _STYLES[check.status]), check.name, check.message) for check in found.checks)
+        console.show(console.Table(["", "", "what was found"], rows, title=model, text=3))
         verdict = "can be edited" if found.editable else "cannot be edited as it is"
-        console.show(f"{escape(model)} {verdict}")
+        console.show(f"{model} {verdict}")
     if not found.editable:
         raise typer.Exit(2)

@@ -20,6 +20,7 @@ from bluedit.cli.options import (
     MethodName,
     Model,
     ModuleMap,
+    Quiet,
     Samples,
     Seed,
     StrategyName,
@@ -77,9 +78,13 @@ def edit(
     chat: Chat = False,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Write facts into a model, as a patch. The model's own files are not touched."""
+    from bluedit.cli import console
+
+    console.load()
     critical, automatic = layers_asked(layers, trace_facts)
     overrides = parse_assignments(assignments or [])
     # What can be wrong without the model is looked at before the model is loaded.
@@ -101,18 +106,20 @@ def edit(
     chosen.check_batch(min(batch_size or len(checked), len(checked)))
     contexts = read_templates(templates)
 
-    from bluedit.cli import console
+    from contextlib import nullcontext
+
     from bluedit.cli.automatic import traced_layers
     from bluedit.editing import plan_edit
-    from bluedit.files import writable_target
     from bluedit.models import load_model
-    from bluedit.patches.patch import MANIFEST_NAME
+    from bluedit.patches.patch import PATCH
     from bluedit.sessions import edit_in_sequence
     from bluedit.statistics import Statistics, read_corpus
+    from bluedit.storage.files import writable_target
+    from bluedit.storage.locks import claimed
 
-    writable_target(out, replace=force, marker=MANIFEST_NAME)
+    writable_target(out, replace=force, kind=PATCH)
     source = Statistics(read_corpus(corpus), samples) if corpus else None
-    with console.bars() as bars:
+    with claimed(out), claimed(session) if session else nullcontext(), console.bars(f"loading {model}") as bars:
         editable = load_model(
             model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
         )
@@ -121,6 +128,7 @@ def edit(
         if tuned:
             overrides = tuned.settings_for(editable, chosen) | overrides
             critical = critical or tuned.layers
+        bars("preparing the edit", 0, None)
         plan = plan_edit(
             editable, (), method=chosen, layers=critical, settings=overrides, corpus=source, templates=contexts, seed=seed
         )

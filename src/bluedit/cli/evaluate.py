@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Chat, Device, Dtype, Limit, Model, ModuleMap, Seed, TrustRemoteCode
+from bluedit.cli.options import AsJson, Chat, Device, Dtype, Limit, Model, ModuleMap, Quiet, Seed, TrustRemoteCode
 
 __all__ = ["evaluate"]
 
@@ -32,6 +32,7 @@ def evaluate(
     chat: Chat = False,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a model on cases: efficacy, generalisation, specificity, with 95 % intervals."""
@@ -42,18 +43,21 @@ def evaluate(
     from contextlib import nullcontext
 
     from bluedit.cli import console
+
+    console.load()
     from bluedit.evaluation import protocol, score_cases
     from bluedit.models import load_model
     from bluedit.patches import Patch
 
     loaded = Patch.load(patch) if patch else None
-    with console.bars() as bars:
+    with console.bars(f"loading {model}") as bars:
         editable = load_model(
             model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
         )
         if loaded and loaded.manifest.chat != editable.text.chat:
             made = "plain prompts" if loaded.manifest.chat is None else "prompts in a chat template"
             console.say(f"{patch} was made with {made}, and is evaluated with others; --chat says which")
+        bars("scoring", 0, None)
         tag = protocol(editable, records, dataset=dataset, patch=loaded, seed=seed)
         started = time.monotonic()
         with loaded.applied(editable, check=check) if loaded else nullcontext():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from bluedit.cli.options import AsJson
+from bluedit.cli.options import AsJson, Quiet
 
 __all__ = ["methods", "models"]
 
 
-def models(as_json: AsJson = False) -> None:
+def models(quiet: Quiet = False, as_json: AsJson = False) -> None:
     """List the models whose critical layers and settings are known."""
     from bluedit.cli import console
     from bluedit.known import KNOWN
@@ -32,15 +32,13 @@ def models(as_json: AsJson = False) -> None:
     if as_json:
         console.emit({"models": document})
         return
-    from rich.table import Table
-
-    table = Table("model", "recognised by", "critical layers", "settings", header_style="bold")
+    table = console.Table(["model", "recognised by", "critical layers", "settings"], text=4)
     for model in document:
         settings = "\n".join(
             f"{key}: {', '.join(f'{name}={short(value)}' for name, value in values.items())}"
             for key, values in model["settings"].items()
         )
-        table.add_row(
+        table.add(
             f"{model['name']}{' (embedded)' if model['embedded'] else ''}",
             "\n".join(f"{name}={value}" for name, value in model["recognised_by"].items()),
             f"{model['layers'][0]}-{model['layers'][-1]}",
@@ -50,9 +48,11 @@ def models(as_json: AsJson = False) -> None:
     console.say("any other causal language model with a known layout can be edited with --layers and --corpus")
 
 
-def methods(as_json: AsJson = False) -> None:
+def methods(quiet: Quiet = False, as_json: AsJson = False) -> None:
     """List the editing methods, published and installed."""
     from bluedit.cli import console
+
+    console.load()
     from bluedit.methods import METHODS, installed_methods
 
     document: list[dict[str, Any]] = [
@@ -71,10 +71,8 @@ def methods(as_json: AsJson = False) -> None:
     if as_json:
         console.emit({"methods": document})
         return
-    from rich.table import Table
-
-    table = Table("method", "what it does", "own strategy", "settings", header_style="bold")
+    table = console.Table(["method", "what it does", "own strategy", "settings"], text=4)
     for method in document:
-        table.add_row(method["name"], method["summary"], method["strategy"], ", ".join(method["settings"]))
+        table.add(method["name"], method["summary"], method["strategy"], ", ".join(method["settings"]))
     console.show(table)
     console.say("every method but those that train one weight also takes BLUE's strategy: --strategy boundary")

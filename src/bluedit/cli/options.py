@@ -25,6 +25,7 @@ __all__ = [
     "MethodName",
     "Model",
     "ModuleMap",
+    "Quiet",
     "Samples",
     "Seed",
     "StrategyName",
@@ -87,6 +88,21 @@ Templates = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else there.")]
+
+
+def _hush(quiet: bool) -> None:
+    from bluedit.cli import console
+
+    console.hush(quiet)
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_hush, help="Print nothing on standard error but errors: no progress, remarks or warnings."
+    ),
+]
+"""Acts when it is read."""
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N records.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
 ModuleMap = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Force, Model, ModuleMap, TrustRemoteCode
+from bluedit.cli.options import AsJson, Device, Force, Model, ModuleMap, Quiet, TrustRemoteCode
 
 if TYPE_CHECKING:
     from bluedit.patches import Patch
@@ -21,9 +21,11 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The folder the checkpoin
 
 
 @app.command()
-def show(patch: PatchPath, as_json: AsJson = False) -> None:
+def show(patch: PatchPath, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Show what a patch edits, how, and how large it is."""
     from bluedit.cli import console
+
+    console.load()
     from bluedit.patches import Patch
 
     loaded = Patch.load(patch)
@@ -46,24 +48,32 @@ def apply(
     force: Force = False,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint with the patch in it. The original weights it replaces are kept beside, for `revert`."""
     from bluedit.cli import console
-    from bluedit.files import writable_target
+
+    console.load()
     from bluedit.models import load_model
+    from bluedit.models.loading import model_folder
     from bluedit.patches import Patch
-    from bluedit.patches.checkpoint import CHECKPOINT_MARKER, read_ledger, save_checkpoint
+    from bluedit.patches.checkpoint import other_weights, read_ledger, save_checkpoint
+    from bluedit.storage.locks import claimed
 
     loaded = Patch.load(patch)
-    writable_target(out, replace=force, marker=CHECKPOINT_MARKER)
-    with console.bars():
+    check_output(out, model, force)
+    with claimed(out), console.bars(f"loading {model}") as bars:
         editable = load_model(
             model, device=device, dtype=dtype or "auto", module_map=module_map, trust_remote_code=trust_remote_code
         )
-        read_ledger(editable, model)
+        source = model_folder(model)
+        read_ledger(editable, source)
         loaded.apply(editable, check=check)
-        save_checkpoint(editable, out, replace=force)
+        bars(f"writing {out}", 0, None)
+        save_checkpoint(editable, out, source=source, replace=force)
+    if others := other_weights(source):
+        console.say(f"copied as they are, without the patch: {', '.join(others)}")
     _report(
         as_json,
         {"checkpoint": str(out), "model": model, "patch": str(patch), "weights": sorted(loaded.changes)},
@@ -82,34 +92,52 @@ def revert(
     force: Force = False,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint with a patch taken out again: the original weights, bit for bit."""
     from bluedit.cli import console
+
+    console.load()
     from bluedit.errors import PatchError
-    from bluedit.files import writable_target
     from bluedit.models import load_model
+    from bluedit.models.loading import model_folder
     from bluedit.patches import Patch, applied_patches
-    from bluedit.patches.checkpoint import CHECKPOINT_MARKER, read_ledger, save_checkpoint
+    from bluedit.patches.checkpoint import read_ledger, save_checkpoint
+    from bluedit.storage.locks import claimed
 
     chosen = Patch.load(patch) if patch else None
-    writable_target(out, replace=force, marker=CHECKPOINT_MARKER)
-    with console.bars():
+    check_output(out, model, force)
+    with claimed(out), console.bars(f"loading {model}") as bars:
         editable = load_model(model, device=device, dtype="auto", module_map=module_map, trust_remote_code=trust_remote_code)
-        read_ledger(editable, model)
+        source = model_folder(model)
+        read_ledger(editable, source)
         applied = applied_patches(editable)
         if not applied:
             raise PatchError(
                 f"{model} holds no record of an applied patch; only checkpoints written by `bluedit patch apply` do"
             )
         (chosen or applied[-1]).revert(editable)
-        save_checkpoint(editable, out, replace=force)
+        bars(f"writing {out}", 0, None)
+        save_checkpoint(editable, out, source=source, replace=force)
     left = len(applied) - 1
     _report(
         as_json,
         {"checkpoint": str(out), "model": model, "patches_left": left},
         f"written to {out}; {left} patches are left in it",
     )
+
+
+def check_output(out: Path, model: str, force: bool) -> None:
+    """Say what is wrong with a checkpoint's place before anything is loaded."""
+    from bluedit.models.loading import locate
+    from bluedit.patches.checkpoint import CHECKPOINT
+    from bluedit.storage.files import separate, writable_target
+
+    source = locate(model)
+    if isinstance(source, Path):
+        separate(out, source, what="model")
+    writable_target(out, replace=force, kind=CHECKPOINT)
 
 
 def _report(as_json: bool, document: dict[str, Any], text: str) -> None:
@@ -124,30 +152,25 @@ def _report(as_json: bool, document: dict[str, Any], text: str) -> None:
 def describe(patch: Patch) -> Any:
     """A patch for people: one line of what it is, its weights, its first facts."""
     from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
 
+    from bluedit.cli.console import Table
     from bluedit.reports.tables import short
 
     manifest = patch.manifest
     settings = ", ".join(f"{name}={short(value)}" for name, value in manifest.settings.items())
-    head = Text(
+    head = (
         f"{len(manifest.facts)} facts edited into {manifest.model} with {manifest.method}, {manifest.strategy}, "
         f"critical layers {', '.join(map(str, manifest.layers))}, in {manifest.seconds:.1f} s\n{settings}"
     )
-    weights = Table("weight", "change", "rank", "||D||", "||D|| / ||W||", "condition of C", "null space", header_style="bold")
+    weights = Table(["weight", "change", "rank", "||D||", "||D|| / ||W||", "condition of C", "null space"], text=2)
     for name, record in manifest.weights.items():
         change = patch.changes[name]
         condition = "-" if record.condition is None else f"{record.condition:.1e}"
         free = "-" if record.null_space_rank is None else f"{record.null_space_rank} of {change.shape[1]}"
-        weights.add_row(
-            name, change.kind, str(change.rank), f"{record.norm:.3f}", f"{record.relative_norm:.3f}", condition, free
-        )
+        weights.add(name, change.kind, str(change.rank), f"{record.norm:.3f}", f"{record.relative_norm:.3f}", condition, free)
     steps = {record.layer: record for record in manifest.optimisation}
-    facts = Table("id", "prompt", "target", *(f"evaluations, layer {layer}" for layer in steps), header_style="bold")
+    facts = Table(["id", "prompt", "target", *(f"evaluations, layer {layer}" for layer in steps)], text=3)
     for column, fact in enumerate(patch.facts[:20]):
-        facts.add_row(
-            fact.id, Text(fact.text), Text(fact.target), *(str(record.evaluations[column]) for record in steps.values())
-        )
-    rest = Text(f"and {len(patch.facts) - 20} more; --json lists all") if len(patch.facts) > 20 else Text("")
-    return Group(head, weights, facts, rest)
+        facts.add(fact.id, fact.text, fact.target, *(str(record.evaluations[column]) for record in steps.values()))
+    rest = [f"and {len(patch.facts) - 20} more; --json lists all"] if len(patch.facts) > 20 else []
+    return Group(head, weights, facts, *rest)

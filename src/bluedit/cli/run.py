@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Force, ModuleMap, TrustRemoteCode
+from bluedit.cli.options import AsJson, Device, Force, ModuleMap, Quiet, TrustRemoteCode
 
 __all__ = ["run"]
 
@@ -30,12 +30,16 @@ def run(
     force: Force = False,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Edit and score as a recipe says. Stopped or killed, it goes on where it was when it is started again."""
+    from bluedit.cli import console
+
+    console.load()
     from bluedit.errors import RecipeError, did_you_mean
     from bluedit.experiments import find_recipe, read_recipe
-    from bluedit.experiments.runner import RECIPE_MARKER
+    from bluedit.experiments.runner import EXPERIMENT
 
     path = find_recipe(recipe)
     chosen = read_recipe(path)
@@ -52,32 +56,24 @@ def run(
 
     read_dataset(chosen.dataset, chosen.facts)  # says what is wrong with it before a model is loaded
 
-    import shutil
-
-    from bluedit.cli import console
     from bluedit.experiments import Experiment
-    from bluedit.files import writable_target
     from bluedit.models import load_model
     from bluedit.reports.tables import COLUMNS, comparisons, rows
+    from bluedit.storage.files import writable_target
 
     folder = out or Path("runs") / chosen.name
-    if force and folder.exists():
-        shutil.rmtree(writable_target(folder, replace=True, marker=RECIPE_MARKER))
-    with console.bars() as bars:
+    if folder.exists():
+        writable_target(folder, replace=True, kind=EXPERIMENT)
+    with console.bars(f"loading {chosen.model}") as bars:
         editable = load_model(
             chosen.model, device=device, dtype=chosen.dtype, module_map=module_map, trust_remote_code=trust_remote_code
         )
-        document = Experiment(chosen, editable, folder).run(bars)
+        document = Experiment(chosen, editable, folder, replace=force).run(bars)
     if as_json:
         console.emit(document)
         return
-    from rich.table import Table
-
     title = f"{chosen.title or chosen.name}: percent [95 % interval]"
-    table = Table(*COLUMNS, title=title, title_justify="left", header_style="bold")
-    for row in rows(document):
-        table.add_row(*row)
-    console.show(table)
+    console.show(console.Table(COLUMNS, rows(document), title=title))
     for line in comparisons(document):
         console.show(line)
     console.say(f"written to {folder / 'table.json'} and {folder / 'table.md'}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Dtype, Force, Model, ModuleMap, TrustRemoteCode
+from bluedit.cli.options import AsJson, Device, Dtype, Force, Model, ModuleMap, Quiet, TrustRemoteCode
 from bluedit.errors import SettingsError
 from bluedit.layers import parse_layers
 
@@ -59,6 +59,7 @@ def stats(
     force: Force = False,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Take second moments of keys over a text, or share them. Stopped or killed, it goes on where it was.
@@ -68,21 +69,25 @@ def stats(
     chosen = parse_layers(layers) if layers else None
     if import_ is not None and any(option is not None for option in (layers, corpus, samples, max_length, until, export)):
         raise SettingsError("--import takes layers, corpus and samples from the file; give --model and --import only")
-    from bluedit.files import writable_target
+
+    from bluedit.cli import console
+
+    console.load()
     from bluedit.statistics import SharedStatistics, Statistics, read_corpus
+    from bluedit.statistics.sharing import EXPORT
+    from bluedit.storage.files import writable_target
 
     # What can be wrong without the model is looked at before the model is loaded.
     if export is not None:
-        writable_target(export, replace=force)
+        writable_target(export, replace=force, kind=EXPORT)
     shared = SharedStatistics.open(import_) if import_ is not None else None
     source = read_corpus(corpus) if corpus else None
     if source is not None and source.shared is not None and export is not None:
         raise SettingsError(f"{corpus} is such a file already; copy it instead of --export")
 
-    from bluedit.cli import console
     from bluedit.models import load_model
 
-    with console.bars() as bars:
+    with console.bars(f"loading {model}") as bars:
         editable = load_model(model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code)
         if shared is not None:
             moments = Statistics().adopt(editable, shared)
@@ -102,7 +107,7 @@ def stats(
             moments = {layer: collection.moments[layer] for layer in wanted}
             about = _account(source, statistics, collection, editable)
             if export is not None:
-                statistics.export(export, editable, collection, model)
+                statistics.export(export, editable, collection, model, replace=force)
                 about["exported"] = str(export)
     document = {"model": model} | about | _described(moments)
     if as_json:
@@ -176,7 +181,7 @@ def _state_memory(model: EditableModel, layers: Sequence[int], *, measured: bool
         + (f", {free / 2**30:.2f} GiB are free" if free is not None else "")
     )
     if free is not None and needed > free:
-        console.say("warning: that is more than is free; take fewer layers at a time, or say --no-measure, which halves it")
+        console.warn("that is more than is free; take fewer layers at a time, or say --no-measure, which halves it")
 
 
 def _free_memory(model: EditableModel) -> int | None:
@@ -190,7 +195,8 @@ def _free_memory(model: EditableModel) -> int | None:
 def _report(document: dict[str, Any], moments: dict[int, SecondMoment]) -> Any:
     """For people: what there is now, how fast it was got, and how well it has converged."""
     from rich.console import Group
-    from rich.table import Table
+
+    from bluedit.cli.console import Table
 
     lines = [
         f"second moments of layers {', '.join(document['layers'])} of {document['model']} over {document['corpus']}: "
@@ -207,10 +213,10 @@ def _report(document: dict[str, Any], moments: dict[int, SecondMoment]) -> Any:
     if not any(moment.curve for moment in moments.values()):
         return Group(*lines)
     measured = {layer: moment.curve for layer, moment in moments.items() if moment.curve}
-    table = Table("documents", "tokens", *(f"layer {layer}" for layer in measured), header_style="bold")
+    table = Table(["documents", "tokens", *(f"layer {layer}" for layer in measured)], text=0)
     for points in zip(*measured.values(), strict=False):
         cells = (f"{_percent(point.change)} ({_percent(point.moment)})" for point in points)
-        table.add_row(f"{points[0].documents:,}", f"{points[0].tokens:,}", *cells)
+        table.add(f"{points[0].documents:,}", f"{points[0].tokens:,}", *cells)
     return Group(*lines, "estimated relative error, percent: of the change that one fact makes, and in brackets of C", table)
 
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Chat, Device, Dtype, Force, Limit, Model, ModuleMap, Seed, TrustRemoteCode
+from bluedit.cli.options import AsJson, Chat, Device, Dtype, Force, Limit, Model, ModuleMap, Quiet, Seed, TrustRemoteCode
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from bluedit.cli.console import Table
     from bluedit.tracing.kept import Choice
     from bluedit.tracing.trace import Trace
 
@@ -53,9 +52,13 @@ def trace(
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
     chat: Chat = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the layers that carry what a model knows, and choose those to edit. Facts it does not know are left out."""
+    from bluedit.cli import console
+
+    console.load()
     from bluedit.datasets import read_known
     from bluedit.tracing.restoring import TraceSettings
 
@@ -65,24 +68,22 @@ def trace(
     )  # fmt: skip
     cases = read_known(facts, limit)
 
-    import shutil
-
-    from bluedit.cli import console
     from bluedit.errors import SettingsError
-    from bluedit.files import writable_target
     from bluedit.models import load_model
+    from bluedit.storage.files import writable_target
     from bluedit.tracing.choice import choose_layers
     from bluedit.tracing.kept import remember
-    from bluedit.tracing.trace import TRACE_MARKER, trace_cases
+    from bluedit.tracing.trace import TRACE, trace_cases
 
-    if out and force and out.exists():
-        shutil.rmtree(writable_target(out, replace=True, marker=TRACE_MARKER))
-    with console.bars() as bars:
+    if out and out.exists():
+        writable_target(out, replace=True, kind=TRACE)
+    with console.bars(f"loading {model}") as bars:
         editable = load_model(
             model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
         )
         started = time.monotonic()
-        traced = trace_cases(editable, cases, settings, out, progress=bars)
+        bars("looking for known facts", 0, None)
+        traced = trace_cases(editable, cases, settings, out, replace=force, progress=bars)
         seconds = round(time.monotonic() - started, 3)
         try:
             choice, problem = choose_layers(traced), ""
@@ -114,19 +115,17 @@ def trace(
 
 
 def _table(traced: Trace, facts: str) -> Table:
-    from rich.table import Table
+    from bluedit.cli.console import Table
 
     sites = traced.settings.sites
     averages = {site: traced.average(site) for site in sites}
     table = Table(
+        ["layer", *({"layer": "hidden state"}.get(site, site) for site in sites)],
         title=f"{facts}: average indirect effect at the subject's last token, percentage points [95 % interval]",
-        title_justify="left",
-        header_style="bold",
+        text=0,
     )
-    for name in ("layer", *({"layer": "hidden state"}.get(site, site) for site in sites)):
-        table.add_column(name, justify="right", no_wrap=True)
     for layer in range(traced.depth):
-        table.add_row(str(layer), *(f"{averages[site][layer]:}" if averages[site] else "-" for site in sites))
+        table.add(str(layer), *(f"{averages[site][layer]:}" if averages[site] else "-" for site in sites))
     return table
 
 

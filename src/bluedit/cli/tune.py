@@ -20,6 +20,7 @@ from bluedit.cli.options import (
     MethodName,
     Model,
     ModuleMap,
+    Quiet,
     Samples,
     Seed,
     StrategyName,
@@ -33,8 +34,7 @@ from bluedit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from bluedit.cli.console import Table
     from bluedit.tuning import Trial, Tuning
 
 __all__ = ["tune"]
@@ -93,23 +93,29 @@ def tune(
     chat: Chat = False,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Search for the settings to edit a model with. Every trial is printed; the outcome is checked on facts kept back."""
+    from bluedit.cli import console
+
+    console.load()
     critical, automatic = layers_asked(layers, trace_facts)
     overrides = parse_assignments(assignments or [])
     chosen = read_method(method, strategy)
     chosen.override(overrides)
     from bluedit.datasets import read_known
-    from bluedit.files import writable_target
+    from bluedit.storage.files import writable_target
+    from bluedit.tuning.tuning import TUNING, read_tuning
 
     cases = read_known(facts, limit)
     traced = read_known(trace_facts) if trace_facts else None
     contexts = read_templates(templates)
-    if out:
-        writable_target(out, replace=True)
+    if out and (force or not out.exists()):
+        writable_target(out, replace=force, kind=TUNING)
+    elif out and out.is_file():
+        read_tuning(out)  # says what is wrong with it before a model is loaded
 
-    from bluedit.cli import console
     from bluedit.cli.automatic import traced_layers
     from bluedit.models import load_model
     from bluedit.statistics import Statistics, read_corpus
@@ -122,12 +128,13 @@ def tune(
         shown.append(trial)
         console.say(f"{len(shown):3}  {_line(trial)}")
 
-    with console.bars() as bars:
+    with console.bars(f"loading {model}") as bars:
         editable = load_model(
             model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
         )
         if automatic and not chosen.strategy.fixed_layers:
             critical = traced_layers(editable, model, chosen, traced, seed, bars)
+        bars("preparing the search", 0, None)
         found = tune(
             editable, cases, vary=vary, trials=trials, count=count, batch_size=batch_size,
             out=out, replace=force, on_trial=show, progress=bars,
@@ -153,20 +160,18 @@ def _line(trial: Trial) -> str:
 
 
 def _table(found: Tuning) -> Table:
-    from rich.table import Table
+    from bluedit.cli.console import Table
 
     layers = ", ".join(map(str, found.layers))
     title = f"{found.method} with strategy {found.strategy}, layers {layers}; * moved to, > chosen"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for name in ("", *found.varied, *_SCORES, "objective", "||D||/||W||", "s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Table(["", *found.varied, *_SCORES, "objective", "||D||/||W||", "s"], title=title, text=0)
     for number, trial in enumerate(found.trials):
         mark = ">" if number == found.chosen else "*" if number in found.moves else ""
-        table.add_row(f"{mark}{number + 1}", *_cells(trial, found.varied))
+        table.add(f"{mark}{number + 1}", *_cells(trial, found.varied))
     if found.check:
-        table.add_section()
+        table.rows.append(None)
         for label, trial in (("check: start", found.check.start), ("check: chosen", found.check.chosen)):
-            table.add_row(label, *_cells(trial, found.varied))
+            table.add(label, *_cells(trial, found.varied))
     return table
 
 

@@ -13,7 +13,7 @@ An experiment's folder:
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -24,21 +24,26 @@ from typing import Any
 
 from bluedit.datasets import Case, read_dataset
 from bluedit.editing import Progress, silent
-from bluedit.errors import RecipeError
+from bluedit.errors import DamagedFileError, RecipeError
 from bluedit.evaluation import Scores, compare, protocol, score_cases
 from bluedit.experiments.recipes import Recipe, Run
-from bluedit.files import atomic_file, writable_target
 from bluedit.models import MODULE_MAPS, EditableModel
 from bluedit.patches import Patch
 from bluedit.reports.tables import markdown
 from bluedit.sessions import SESSION_MARKER, Session
 from bluedit.statistics import Statistics, read_corpus
+from bluedit.storage.documents import read_document, write_document
+from bluedit.storage.files import OutputKind, atomic_file, contents, remove_output, writable_target
+from bluedit.storage.locks import claimed
 from bluedit.strategies import BOUNDARY
 
-__all__ = ["RECIPE_MARKER", "Experiment"]
+__all__ = ["EXPERIMENT", "RECIPE_MARKER", "Experiment"]
 
 RECIPE_MARKER = "recipe.json"
 """The file that shows a folder to be an experiment's."""
+_WRITTEN = re.compile(
+    r"(recipe|before|table)\.json|table\.md|[^/]+/(|result\.json|patch\.safetensors|session/(session\.json|[a-z]+-[\d-]+\.safetensors|))"
+)
 _COMPARED = ("ES", "PS", "NS", "S")
 
 
@@ -49,6 +54,8 @@ class Experiment:
     recipe: Recipe
     model: EditableModel
     folder: Path
+    replace: bool = False
+    """Lose an earlier experiment in the folder, of whatever recipe."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -64,6 +71,13 @@ class Experiment:
         **Raises** :class:`~bluedit.errors.RecipeError` when the folder holds the results of another recipe or model.
         """
         cases = read_dataset(self.recipe.dataset, self.recipe.facts)
+        with claimed(self.folder):
+            if self.replace and self.folder.exists():
+                remove_output(self.folder, EXPERIMENT)
+            return self._go_on(cases, progress)
+
+    def _go_on(self, cases: Sequence[Case], progress: Progress) -> dict[str, Any]:
+        """The experiment, from where the folder has it."""
         self._claim()
         before = self._before(cases, progress)
         runs = list(zip(self.recipe.names, self.recipe.runs, strict=True))
@@ -123,7 +137,7 @@ class Experiment:
             batches = [cases[start : start + size] for start in range(0, len(cases), size)]
             progress(f"{run.label}, batches", len(session), len(batches))
             for batch in batches[len(session) :]:
-                session.apply([case.fact for case in batch])
+                session.apply([case.fact for case in batch], progress=progress)
                 session.save(saved)
                 progress(f"{run.label}, batches", 1, len(batches))
             patch = session.finish()
@@ -233,11 +247,23 @@ def _outcomes(result: Mapping[str, Any]) -> Scores:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}; remove it, and what it holds is computed again") from error
+        return read_document(path)
+    except DamagedFileError as error:
+        raise RecipeError(f"{error}; remove it, and what it holds is computed again") from error
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_document(path, document)
+
+
+def _owned(path: Path) -> list[str] | None:
+    try:
+        document = read_document(path / RECIPE_MARKER)
+    except DamagedFileError:
+        return None
+    ours = "recipe" in document and "model_fingerprint" in document
+    return [name for name in contents(path) if _WRITTEN.fullmatch(name)] if ours else None
+
+
+EXPERIMENT = OutputKind("an experiment that bluedit ran", _owned)
+"""What is replaced by an experiment where that is asked for."""

@@ -23,6 +23,7 @@ __all__ = [
     "choose_dtype",
     "load_model",
     "locate",
+    "model_folder",
     "quantisation",
     "resolve_model",
 ]
@@ -71,6 +72,24 @@ def locate(name: str) -> Path | str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
         raise ModelError(f"the model folder {name!r} does not exist")
     return name
+
+
+def model_folder(name: str) -> Path:
+    """The folder that a model is loaded from; for a hub name the one in the local cache, once the model was loaded.
+
+    **Raises** :class:`~bluedit.errors.ModelError` where there is none.
+    """
+    source = locate(name)
+    if isinstance(source, Path):
+        return source
+    from transformers.utils.hub import cached_file
+
+    try:
+        config = cached_file(source, "config.json", local_files_only=True)
+    except OSError as error:
+        raise ModelError(f"the files of {name!r} are not in the local cache: {first_line(error)}") from error
+    assert config is not None
+    return Path(config).parent
 
 
 def _check_folder(path: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-__all__ = ["WeightFiles", "read_weight_files"]
+import torch
+from torch import Tensor
+
+__all__ = ["StoredTensor", "WeightFiles", "is_weight_file", "read_weight_files", "stored_tensors"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin.index.json", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LFS = b"version https://git-lfs"
 
@@ -84,6 +90,17 @@ def read_weight_files(folder: Path) -> WeightFiles:
 def _numbers(path: Path) -> Counter[str]:
     """How many numbers of each type a safetensors file holds.
 
+    **Raises** `ValueError` where it is shorter than its header says.
+    """
+    numbers: Counter[str] = Counter()
+    for tensor in _header(path)[1].values():
+        numbers[tensor["dtype"]] += math.prod(tensor["shape"])
+    return numbers
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the numbers of a safetensors file start, and what its header says of each tensor.
+
     The file is eight bytes of the header's length, the header in JSON, and the numbers.
 
     **Raises** `ValueError` where it is shorter than its header says.
@@ -99,13 +116,62 @@ def _numbers(path: Path) -> Counter[str]:
             raise ValueError(f"is truncated: {size:,} bytes end before its header does")
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError("has a header that is not that of a safetensors file") from None
-    tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
-    expected = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+    tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    expected = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     if size < expected:
         raise ValueError(f"is truncated: {size:,} of {expected:,} bytes are there")
-    numbers: Counter[str] = Counter()
-    for tensor in tensors:
-        numbers[tensor["dtype"]] += math.prod(tensor["shape"])
-    return numbers
+    return 8 + length, tensors
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor stands in a folder: bytes `start` to `end` of a file."""
+
+    file: str
+    start: int
+    end: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def read(self, folder: Path) -> Tensor:
+        """Its numbers."""
+        with (folder / self.file).open("rb") as file:
+            file.seek(self.start)
+            content = bytearray(file.read(self.end - self.start))
+        return torch.frombuffer(content, dtype=self.dtype).reshape(self.shape)
+
+    def write(self, folder: Path, tensor: Tensor) -> None:
+        """Put other numbers of this type and shape in its place; the rest of the file stays as it is."""
+        assert (tensor.dtype, tuple(tensor.shape)) == (self.dtype, self.shape)
+        with (folder / self.file).open("r+b") as file:
+            file.seek(self.start)
+            file.write(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+_TORCH_TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The floating-point tensors that a folder's model is loaded from, by name; cost: the headers of its files.
+
+    **Raises** `ValueError` where a file is missing or broken.
+    """
+    files = read_weight_files(folder)
+    if not files.whole:
+        raise ValueError("its weight files are not whole")
+    found: dict[str, StoredTensor] = {}
+    for file in files.files:
+        origin, tensors = _header(folder / file)
+        for name, tensor in tensors.items():
+            if tensor["dtype"] in _TORCH_TYPES and tensor["shape"] and math.prod(tensor["shape"]):
+                start, end = (origin + offset for offset in tensor["data_offsets"])
+                found[name] = StoredTensor(file, start, end, _TORCH_TYPES[tensor["dtype"]], tuple(tensor["shape"]))
+    return found
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a file of a model's folder holds weights, as its name tells, or lists the files that do."""
+    plain = name.rpartition("/")[2]
+    return any(fnmatch.fnmatch(plain, pattern) for pattern in (*_WEIGHTS, *_PICKLES))

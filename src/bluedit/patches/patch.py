@@ -8,6 +8,8 @@ model. Nothing in it is ever executed.
 from __future__ import annotations
 
 import contextlib
+import json
+import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,23 +22,41 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bluedit.errors import PatchError
+from bluedit.errors import DamagedFileError, PatchError, first_line
 from bluedit.facts import Fact
-from bluedit.files import atomic_file, atomic_folder, writable_target
 from bluedit.models import EditableModel
 from bluedit.models.chat import Chat
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.models.matrices import oriented
 from bluedit.patches.changes import Change, LowRank, Masked, read_change, total
+from bluedit.storage.documents import document_text, parse_json
+from bluedit.storage.files import OutputKind, atomic_file, atomic_folder, writable_target
+from bluedit.storage.hashes import DIGEST, check_seal, hash_tensors, seal
+from bluedit.storage.tensors import check_hashes
 
-__all__ = ["Manifest", "Patch", "WeightRecord", "applied_patches", "merge"]
+__all__ = ["PATCH", "Manifest", "Patch", "WeightRecord", "applied_patches", "merge"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 has hashes of all tensors, and one of the manifest."""
 _TENSORS = "patch.safetensors"
+_HASHES = "hashes"
 MANIFEST_NAME = "patch.json"
 """The manifest's file in a patch folder."""
 _LEDGER = "_bluedit_ledger"
 _REBUILT_TOLERANCE = 1e-3
+_NORM_TOLERANCE = 1e-5
+
+
+def _owned(path: Path) -> tuple[str, ...] | None:
+    try:
+        document = _read_manifest(path)
+    except PatchError:
+        return None
+    return (MANIFEST_NAME, _TENSORS) if document.get("format") == "bluedit-patch" else None
+
+
+PATCH = OutputKind("a patch that bluedit wrote", _owned)
+"""What is replaced by a patch where that is asked for."""
 
 
 class FactRecord(BaseModel):
@@ -184,46 +204,55 @@ class Patch:
 
         **Raises** :class:`~bluedit.errors.InputError` when something is there already and `replace` is not set.
         """
-        target = writable_target(Path(path).expanduser(), replace=replace, marker=MANIFEST_NAME)
-        manifest = self.manifest.model_dump_json(indent=2)
-        tensors = {
+        target = writable_target(Path(path).expanduser(), replace=replace, kind=PATCH)
+        tensors = self._tensors()
+        text = document_text(self._document(tensors))
+        if target.suffix == ".safetensors":
+            with atomic_file(target, replace=replace) as temporary:
+                save_file(tensors, temporary, metadata={"manifest": text})
+        else:
+            with atomic_folder(target, replace=PATCH if replace else None) as folder:
+                save_file(tensors, folder / _TENSORS, metadata={"format": "bluedit-patch"})
+                (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+        return target
+
+    @property
+    def digest(self) -> str:
+        """The hash of manifest and tensors together, as it stands in the manifest of a saved patch."""
+        return seal(self._document(self._tensors()))[DIGEST]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What is stored, by name."""
+        return {
             f"{name}.{part}": value.detach().cpu().contiguous()
             for name, change in self.changes.items()
             for part, value in change.tensors().items()
         }
-        if target.suffix == ".safetensors":
-            with atomic_file(target) as temporary:
-                save_file(tensors, temporary, metadata={"manifest": manifest})
-        else:
-            with atomic_folder(target) as folder:
-                save_file(tensors, folder / _TENSORS, metadata={"format": "bluedit-patch"})
-                (folder / MANIFEST_NAME).write_text(manifest + "\n", encoding="utf-8")
-        return target
+
+    def _document(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The manifest as it is stored, with the hashes of the tensors."""
+        manifest = json.loads(self.manifest.model_dump_json())
+        return {**manifest, "format_version": FORMAT_VERSION, _HASHES: hash_tensors(tensors)}
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
         """Read a patch from a file or folder written by :meth:`save`.
 
+        Every number is checked against the hashes in the manifest. Version 1 of the format has none: its changes are checked
+        for the norms that it records, and a warning says so.
+
         **Raises** :class:`~bluedit.errors.PatchError` when it is missing, damaged or of a later format.
         """
         source = Path(path).expanduser()
-        tensors_path = source if source.is_file() else source / _TENSORS
-        if not tensors_path.is_file():
-            raise PatchError(f"{source} is not a patch: it is neither a .safetensors file nor a folder with {_TENSORS} in it")
         try:
-            with safe_open(tensors_path, "pt") as file:
-                metadata = file.metadata() or {}
-                if source.is_file() and "manifest" not in metadata:
-                    raise PatchError(f"{source} is no patch: it has no manifest; bluedit edit writes files that do")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            text = metadata["manifest"] if source.is_file() else (source / MANIFEST_NAME).read_text(encoding="utf-8")
-            manifest = Manifest.model_validate_json(text)
-        except (SafetensorError, KeyError, OSError, ValidationError, UnicodeDecodeError) as error:
-            raise PatchError(f"{source} is not a readable patch: {str(error).splitlines()[0]}") from error
-        if manifest.format != "bluedit-patch" or manifest.format_version > FORMAT_VERSION:
-            raise PatchError(
-                f"{source} is {manifest.format} version {manifest.format_version}; this bluedit reads {FORMAT_VERSION}"
-            )
+            tensors, document = _read_files(source)
+            hashed = _HASHES in document
+            manifest = Manifest.model_validate(document)
+        except DamagedFileError as error:
+            raise PatchError(f"{error}; copy it again, or make the edit again") from error
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise PatchError(f"{source} is not a readable patch: {where}: {error.errors()[0]['msg']}") from error
         changes = {name: _read_change(name, tensors, source) for name in manifest.weights}
         columns = {_columns(change) for change in changes.values()} - {None}
         if manifest.columns == "facts" and columns - {len(manifest.facts)}:
@@ -234,6 +263,8 @@ class Patch:
             raise PatchError(f"{source} is damaged: its record of the optimisation is not one of {len(manifest.facts)} facts")
         if len(tensors) != sum(len(change.tensors()) for change in changes.values()):
             raise PatchError(f"{source} holds tensors that its manifest does not name; it was put together wrongly")
+        if not hashed:
+            _check_norms(changes, manifest, source)
         return cls(changes, manifest)
 
     # -- looking ---------------------------------------------------------------------------------------------
@@ -450,6 +481,66 @@ def merge(patches: Sequence[Patch]) -> Patch:
 
 def _network(model: EditableModel | PreTrainedModel) -> PreTrainedModel:
     return model.model if isinstance(model, EditableModel) else model
+
+
+def _read_files(source: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a patch, and its manifest with the hashes that these were checked against, if it has any."""
+    document = _read_manifest(source)
+    kind, version = document.get("format"), document.get("format_version")
+    if kind != "bluedit-patch" or not isinstance(version, int) or version > FORMAT_VERSION:
+        raise PatchError(f"{source} is {kind} version {version}; this bluedit reads bluedit-patch up to {FORMAT_VERSION}")
+    document = check_seal(document, source, required=_HASHES in document or version > 1)
+    path = source if source.is_file() else source / _TENSORS
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedFileError(path, f"cannot be read: {error}") from error
+    if (hashes := document.get(_HASHES)) is not None:
+        check_hashes(tensors, hashes, path)
+    return tensors, document
+
+
+def _read_manifest(source: Path) -> dict[str, Any]:
+    """The manifest of a patch as it stands in its file.
+
+    **Raises** :class:`~bluedit.errors.PatchError` where there is none.
+    """
+    if not source.exists():
+        raise PatchError(f"there is no patch at {source}: no such file or folder")
+    try:
+        if source.is_dir():
+            if not (source / _TENSORS).is_file():
+                raise PatchError(f"{source} is not a patch: it is a folder without {_TENSORS}")
+            return parse_json((source / MANIFEST_NAME).read_text(encoding="utf-8"), source / MANIFEST_NAME)
+        with safe_open(source, "pt") as file:
+            metadata = file.metadata() or {}
+        if "manifest" not in metadata:
+            raise PatchError(f"{source} is no patch: it has no manifest; bluedit edit writes files that do")
+        return parse_json(metadata["manifest"], source)
+    except DamagedFileError as error:
+        raise PatchError(f"{error.source} is not a readable patch: it {error.problem}") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PatchError(f"{source} is not a readable patch: {first_line(error)}") from error
+
+
+def _check_norms(changes: Mapping[str, Change], manifest: Manifest, source: Path) -> None:
+    """Check a patch without hashes for what it does record: how large its changes are.
+
+    **Raises** :class:`~bluedit.errors.PatchError` when one is of another size.
+    """
+    for name, change in changes.items():
+        norm, recorded = change.norm(), manifest.weights[name].norm
+        if not abs(norm - recorded) <= _NORM_TOLERANCE * max(abs(recorded), 1e-30):
+            raise PatchError(
+                f"{source} is damaged: the change of {name} has norm {norm:.6g}, and the manifest records {recorded:.6g}; "
+                "copy it again, or make the edit again"
+            )
+    warnings.warn(
+        f"{source} is of an earlier version, without hashes: only the norms of its changes were checked; save it again to have "
+        "all of it checked from then on",
+        stacklevel=3,
+    )
 
 
 def _columns(change: Change) -> int | None:

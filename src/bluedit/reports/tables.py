@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bluedit.reports.text import visible
+
 __all__ = ["COLUMNS", "comparisons", "markdown", "rows", "short"]
 
 COLUMNS = ("", "ES", "PS", "NS", "S", "weight drift", "seconds")
@@ -61,7 +63,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         + ", ".join(f"{name} {short(value)}" for name, value in run["settings"].items())
         for run in document["runs"]
     ]
-    return "\n".join([*head, *table, *(tail if differences else []), "", "Settings:", "", *settings, ""])
+    return visible("\n".join([*head, *table, *(tail if differences else []), "", "Settings:", "", *settings, ""]))
 
 
 def short(value: Any) -> str:
@@ -70,4 +72,5 @@ def short(value: Any) -> str:
 
 
 def _line(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
+    escaped = (cell.replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"

@@ -8,21 +8,19 @@ Shapes: F d_ff.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from bluedit.errors import StatisticsError
-from bluedit.files import atomic_file
+from bluedit.errors import DamagedFileError, StatisticsError
 from bluedit.solvers.recursive import invert
 from bluedit.solvers.shrinkage import shrink
 from bluedit.statistics.convergence import Point
+from bluedit.storage.tensors import read_tensors, write_tensors
 
 __all__ = ["SecondMoment"]
 
@@ -53,7 +51,7 @@ class SecondMoment:
             eigenvalues_F, eigenvectors_FF = torch.linalg.eigh(self.matrix_FF)
             return {"eigenvalues": eigenvalues_F, "eigenvectors": eigenvectors_FF}
 
-        kept = self._derived("eigenbasis", compute)
+        kept = self._derived("eigenbasis", ("eigenvalues", "eigenvectors"), compute)
         return kept["eigenvalues"], kept["eigenvectors"]
 
     def inverse(self, shrinkage: float = 0.0) -> tuple[Tensor, float]:
@@ -69,7 +67,7 @@ class SecondMoment:
             inverse_FF, condition = invert(self.matrix_FF, shrinkage, self.tokens)
             return {"inverse": inverse_FF, "condition": torch.tensor(condition, dtype=torch.float64)}
 
-        kept = self._derived(f"inverse-{float(shrinkage)!r}", compute)
+        kept = self._derived(f"inverse-{float(shrinkage)!r}", ("inverse", "condition"), compute)
         return kept["inverse"], kept["condition"].item()
 
     def condition_number(self, shrinkage: float = 0.0) -> float:
@@ -78,17 +76,18 @@ class SecondMoment:
         smallest, largest = eigenvalues[0].item(), eigenvalues[-1].item()
         return largest / smallest if smallest > 0 else float("inf")
 
-    def _derived(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors that follow from C: from their file beside it if there is one, else computed and stored there."""
+    def _derived(self, name: str, parts: Sequence[str], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors that follow from C, `parts` by name: from their file beside it if there is one, else computed and stored."""
         path = self.file.with_suffix(f".{name}.safetensors") if self.file else None
         if path is not None and path.exists():
             try:
-                with safe_open(path, "pt") as file:
-                    return {key: file.get_tensor(key).to(self.matrix_FF.device) for key in file.keys()}  # noqa: SIM118
-            except (SafetensorError, OSError) as error:
-                raise StatisticsError(f"the stored {name} {path} cannot be read ({error}); remove it and run again") from error
+                stored = read_tensors(path, key=path.name).tensors
+                if sorted(stored) != sorted(parts):
+                    raise DamagedFileError(path, "is damaged: it holds something else")
+            except DamagedFileError as error:
+                raise StatisticsError(f"the stored {name} {error}; remove it and run again") from error
+            return {key: tensor.to(self.matrix_FF.device) for key, tensor in stored.items()}
         tensors = {key: tensor.contiguous() for key, tensor in compute().items()}
         if path is not None:
-            with atomic_file(path) as temporary:
-                save_file({key: tensor.cpu() for key, tensor in tensors.items()}, temporary)
+            write_tensors(path, tensors, key=path.name)
         return tensors

@@ -7,6 +7,7 @@ Nothing in it is ever executed.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,14 +19,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from bluedit.errors import StatisticsError
-from bluedit.files import atomic_file
+from bluedit.errors import DamagedFileError, StatisticsError
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.statistics.convergence import Point
 from bluedit.statistics.moments import SecondMoment
+from bluedit.storage.documents import document_text, parse_document
+from bluedit.storage.files import OutputKind, atomic_file
 
-__all__ = ["Origin", "SharedStatistics", "export_statistics"]
+__all__ = ["EXPORT", "Origin", "SharedStatistics", "export_statistics"]
 
 _ORIGIN = "bluedit"
 
@@ -81,7 +83,9 @@ class SharedStatistics:
         if described is None:
             raise StatisticsError(f"{path} holds no exported statistics; `bluedit stats --export` writes such files")
         try:
-            return cls(path, Origin.model_validate_json(described))
+            return cls(path, Origin.model_validate(parse_document(described, path)))
+        except DamagedFileError as error:
+            raise StatisticsError(f"{error}; export or copy it again") from error
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise StatisticsError(
@@ -128,6 +132,7 @@ def export_statistics(
     corpus_identity: str,
     samples: int | None,
     max_length: int,
+    replace: bool = True,
 ) -> Origin:
     """Write moments of one pass to a file that others can use, F^2 x 8 bytes per layer."""
     one = next(iter(moments.values()))
@@ -146,6 +151,19 @@ def export_statistics(
         version=metadata.version("bluedit"),
     )
     tensors = {f"second_moment.{layer}": moment.matrix_FF.cpu().contiguous() for layer, moment in moments.items()}
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={_ORIGIN: origin.model_dump_json()})
+    described = document_text(json.loads(origin.model_dump_json()))
+    with atomic_file(path, replace=replace) as temporary:
+        save_file(tensors, temporary, metadata={_ORIGIN: described})
     return origin
+
+
+def _owned(path: Path) -> tuple[str, ...] | None:
+    try:
+        SharedStatistics.open(path)
+    except StatisticsError:
+        return None
+    return (path.name,)
+
+
+EXPORT = OutputKind("a file of statistics that bluedit exported", _owned)
+"""What is replaced by an export where that is asked for."""

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,23 +14,27 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch import Tensor
 
-from bluedit.errors import StatisticsError
-from bluedit.files import atomic_file, cache_folder
+from bluedit.errors import DamagedFileError, StatisticsError, first_line
 from bluedit.models import EditableModel
 from bluedit.statistics.convergence import Point
 from bluedit.statistics.corpus import Corpus
 from bluedit.statistics.moments import SecondMoment
 from bluedit.statistics.running import Cursor, Pass
 from bluedit.statistics.sharing import Origin, SharedStatistics, export_statistics
+from bluedit.storage.documents import read_document, write_document
+from bluedit.storage.files import cache_folder
+from bluedit.storage.locks import taking_turns
+from bluedit.storage.tensors import read_tensors, write_tensors
 
 __all__ = ["Collection", "Statistics"]
 
 _FORMAT = 2
 _SAVING_SHARE = 20
 """Saving may take one part in so many of the time: totals of a large model are gigabytes."""
+_ROUNDING = 1e-9
+"""Of the largest entry of a second moment: how far rounding may take others from what they should be."""
 _CURVE = TypeAdapter(tuple[Point, ...])
 
 Report = Callable[[int, int | None], object]
@@ -133,7 +138,13 @@ class Statistics:
             return Collection(found, self.samples)
         if starting is not None:
             starting(missing)
-        return self._compute(model, files, missing, found, progress)
+        others: list[None] = []
+        partial = files.partial(missing, self.samples, self.measured or self.until is not None, self.until)
+        with taking_turns(partial, lambda: others.append(None)):
+            if not others:
+                return self._compute(model, files, missing, found, progress)
+        # Another process was computing these, and has stored them now, if it came to its end.
+        return self.collect(model, layers, progress, starting)
 
     def adopt(self, model: EditableModel, shared: SharedStatistics) -> dict[int, SecondMoment]:
         """Store exported moments as if they had been computed here, and give them.
@@ -149,7 +160,7 @@ class Statistics:
             for layer, moment in moments.items()
         }
 
-    def export(self, path: Path, model: EditableModel, collection: Collection, name: str) -> Origin:
+    def export(self, path: Path, model: EditableModel, collection: Collection, name: str, *, replace: bool = True) -> Origin:
         """Write a collection to a file that others can use, see :class:`~bluedit.statistics.sharing.Origin`."""
         assert self.corpus is not None
         return export_statistics(
@@ -161,6 +172,7 @@ class Statistics:
             corpus_identity=self.corpus.identity,
             samples=collection.samples,
             max_length=self.length(model),
+            replace=replace,
         )
 
     def length(self, model: EditableModel) -> int:
@@ -191,8 +203,7 @@ class Statistics:
             for layer, moment in running.moments().items():
                 found[layer] = _store(files.moment(layer, samples), moment, layer, self.corpus.name)
             if self.until is not None:
-                with atomic_file(files.settled(self.samples, self.until)) as temporary:
-                    temporary.write_text(json.dumps({"samples": samples}), encoding="utf-8")
+                write_document(files.settled(self.samples, self.until), {"samples": samples})
         return Collection(
             found, samples, running.layers, resumed, cursor.tokens, cursor.padded, cursor.tokens - before, seconds
         )
@@ -208,8 +219,7 @@ class Statistics:
             nonlocal last, took
             started = time.monotonic()
             if now or started - last >= max(self.save_every, _SAVING_SHARE * took):
-                with atomic_file(path) as temporary:
-                    save_file(running.state(), temporary, metadata={"cursor": running.cursor.model_dump_json()})
+                write_tensors(path, running.state(), {"cursor": running.cursor.model_dump_json()}, key=path.name)
                 last = time.monotonic()
                 took = last - started
 
@@ -271,38 +281,57 @@ def _store(path: Path, moment: SecondMoment, layer: int, corpus: str) -> SecondM
     }
     for derived in path.parent.glob(f"{path.stem}.*.safetensors"):  # of a moment that was here before
         derived.unlink(missing_ok=True)
-    with atomic_file(path) as temporary:
-        save_file({"second_moment": moment.matrix_FF.cpu()}, temporary, metadata=described)
+    write_tensors(path, {"second_moment": moment.matrix_FF}, described, key=path.name)
     return replace(moment, file=path)
 
 
 def _read_settled(path: Path) -> int | None:
     try:
-        samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
+        samples = read_document(path).get("samples", "missing")
         if samples is not None and type(samples) is not int:
-            raise ValueError(f"samples={samples!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StatisticsError(f"the stored record {path} cannot be read ({error}); remove it and run again") from error
+            raise DamagedFileError(path, f"is damaged: samples={samples!r}")
+    except DamagedFileError as error:
+        raise StatisticsError(f"the stored record {error}; remove it and run again") from error
     return samples
 
 
 def _restore(running: Pass, path: Path) -> None:
     try:
-        with safe_open(path, "pt") as file:
-            cursor = Cursor.model_validate_json((file.metadata() or {})["cursor"])
-            running.restore(cursor, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (SafetensorError, ValidationError, KeyError, OSError, RuntimeError) as error:
-        raise StatisticsError(
-            f"the interrupted pass {path} cannot be gone on with ({error}); remove that file to begin anew"
-        ) from error
+        stored = read_tensors(path, key=path.name)
+        running.restore(Cursor.model_validate_json(stored.metadata["cursor"]), stored.tensors)
+    except (DamagedFileError, ValidationError, KeyError, RuntimeError) as error:
+        problem = str(error) if isinstance(error, DamagedFileError) else f"{path} is damaged: {first_line(error)}"
+        raise StatisticsError(f"the interrupted pass {problem}; remove that file to begin anew") from error
 
 
 def _load(path: Path) -> SecondMoment:
     try:
-        with safe_open(path, "pt") as file:
-            moment_FF = file.get_tensor("second_moment").to(torch.float64)
-            described = file.metadata()
-            documents, curve = json.loads(described["documents"]), _CURVE.validate_json(described["curve"])
-            return SecondMoment(moment_FF, int(described["tokens"]), path, documents, curve)
-    except (SafetensorError, KeyError, OSError, TypeError, ValueError) as error:
-        raise StatisticsError(f"the stored statistic {path} cannot be read ({error}); remove it and run again") from error
+        stored = read_tensors(path, key=path.name)
+        described, moment_FF = stored.metadata, stored.tensors["second_moment"].to(torch.float64)
+        if stored.digest is None:
+            _check_unhashed(moment_FF, path)
+        documents, curve = json.loads(described["documents"]), _CURVE.validate_json(described["curve"])
+        return SecondMoment(moment_FF, int(described["tokens"]), path, documents, curve)
+    except (DamagedFileError, KeyError, TypeError, ValueError) as error:
+        problem = str(error) if isinstance(error, DamagedFileError) else f"{path} is damaged: {first_line(error)}"
+        raise StatisticsError(f"the stored statistic {problem}; remove it and run again") from error
+
+
+def _check_unhashed(moment_FF: Tensor, path: Path) -> None:
+    """Check a second moment without a hash for what every second moment is: finite, symmetric, positive semi-definite.
+
+    **Raises** :class:`~bluedit.errors.DamagedFileError` when it is not.
+    """
+    if moment_FF.ndim != 2 or moment_FF.shape[0] != moment_FF.shape[1] or not bool(moment_FF.isfinite().all()):
+        raise DamagedFileError(path, "is damaged: it is no square matrix of finite numbers")
+    diagonal_F = moment_FF.diagonal()
+    # Cauchy and Schwarz: C_ij^2 <= C_ii C_jj; products are rounded.
+    bound_FF = (diagonal_F[:, None].clamp_min(0) * diagonal_F).clamp_min(0).sqrt()
+    slack = _ROUNDING * float(diagonal_F.abs().max())
+    if float((moment_FF - moment_FF.T).abs().max()) > slack or bool((moment_FF.abs() > bound_FF + slack).any()):
+        raise DamagedFileError(path, "is damaged: no second moment has such entries")
+    warnings.warn(
+        f"{path} is of an earlier version, without a hash: only its symmetry and the size of its entries were checked; "
+        "remove it to have it computed again, with a hash",
+        stacklevel=4,
+    )

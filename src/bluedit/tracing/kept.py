@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bluedit.errors import SettingsError
-from bluedit.files import atomic_file, cache_folder
+from bluedit.errors import DamagedFileError, SettingsError
 from bluedit.models import EditableModel
 from bluedit.models.chat import Chat
+from bluedit.storage.documents import read_document, write_document
+from bluedit.storage.files import cache_folder
 from bluedit.strategies import Strategy
 
 __all__ = ["Choice", "recall", "remember"]
@@ -66,8 +67,7 @@ def remember(choice: Choice, fingerprint: str, chat: Chat | None = None) -> None
     path = _path(fingerprint, chat)
     kept = _load(path)
     if kept is None or kept.facts <= choice.facts:
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(choice.as_dict(), indent=1) + "\n", encoding="utf-8")
+        write_document(path, choice.as_dict() | {"key": path.stem})
 
 
 def recall(model: EditableModel) -> Choice:
@@ -93,6 +93,7 @@ def _path(fingerprint: str, chat: Chat | None) -> Path:
 def _load(path: Path) -> Choice | None:
     """The choice in a file; None where there is none that can be read: it is only a cache."""
     try:
-        return Choice.of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_document(path)
+        return Choice.of(record) if record.get("key", path.stem) == path.stem else None
+    except (DamagedFileError, ValueError, KeyError, TypeError):
         return None

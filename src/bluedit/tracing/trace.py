@@ -13,8 +13,10 @@ Shapes: N facts, T tokens of a prompt, L layers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,16 +24,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from bluedit.datasets.cases import Case
-from bluedit.errors import DatasetError, FactError, InputError, SettingsError
+from bluedit.errors import DamagedFileError, DatasetError, FactError, InputError, SettingsError
 from bluedit.evaluation.intervals import Estimate, bootstrap
 from bluedit.evaluation.scoring import answer_queries
-from bluedit.files import atomic_file, cache_folder, writable_target
 from bluedit.models import EditableModel
 from bluedit.models.editable import Site
+from bluedit.storage.documents import parse_document, read_document, write_document
+from bluedit.storage.files import OutputKind, atomic_file, cache_folder, contents, remove_output, writable_target
+from bluedit.storage.hashes import seal
+from bluedit.storage.locks import claimed
+from bluedit.storage.tensors import read_tensors, write_tensors
 from bluedit.tracing.restoring import FactTrace, Question, TraceSettings, trace_fact
 
 __all__ = ["GROUPS", "LAST_SUBJECT", "TRACE_MARKER", "Trace", "groups", "trace_cases"]
@@ -51,6 +55,7 @@ TRACE_MARKER = "trace.json"
 """The file that shows a folder to be a trace's."""
 _UNDER_WAY = "traced.jsonl"
 _TENSORS = "restored.safetensors"
+_WRITTEN = re.compile(r"trace\.json|traced\.jsonl|restored\.safetensors|(average|layers|fact-\d+)\.png")
 _FORMAT = 1
 
 
@@ -156,17 +161,17 @@ class Trace:
             site: np.concatenate([fact.restored[site] for fact in self.facts] or [np.zeros((0, depth))])
             for site in self.settings.sites
         }
-        with atomic_file(folder / _TENSORS) as temporary:
-            save_file(tensors, temporary)
+        digest = write_tensors(folder / _TENSORS, {site: torch.from_numpy(values) for site, values in tensors.items()})
         document = {
             "format": _FORMAT,
             "complete": True,
+            "restored": digest,
             **self.summary(),
             "unknown_facts": list(self.unknown),
             "facts": [fact.as_dict() for fact in self.facts],
             **(more or {}),
         }
-        _write(folder / TRACE_MARKER, document)
+        write_document(folder / TRACE_MARKER, document)
         (folder / _UNDER_WAY).unlink(missing_ok=True)
 
     @classmethod
@@ -179,7 +184,10 @@ class Trace:
         if not document.get("complete"):
             raise InputError(f"the trace in {folder} is not complete; run `bluedit trace` with --out {folder} again")
         try:
-            tensors = load_file(folder / _TENSORS)
+            stored = read_tensors(folder / _TENSORS)
+            if document.get("restored") != stored.digest:
+                raise DamagedFileError(folder / _TENSORS, "is another file, put in its place")
+            tensors = {site: tensor.numpy() for site, tensor in stored.tensors.items()}
             settings = document["settings"]
             facts: list[FactTrace] = []
             start = 0
@@ -197,7 +205,9 @@ class Trace:
                 unknown=tuple(document["unknown_facts"]),
                 refused=document["refused"],
             )
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        except DamagedFileError as error:
+            raise InputError(f"{error}; remove its folder and trace again") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"the trace in {folder} cannot be read ({error}); remove the folder and trace again") from error
 
 
@@ -208,6 +218,7 @@ def trace_cases(
     folder: Path | None = None,
     *,
     cached: bool = False,
+    replace: bool = False,
     progress: Callable[[str, int, int | None], object] = lambda *_: None,
 ) -> Trace:
     """Trace the facts that a model knows.
@@ -220,6 +231,7 @@ def trace_cases(
     - `folder`: where every fact is kept as soon as it is done, and the whole trace at the end. A trace that was killed goes on
       there, to the same bits; a complete one is read.
     - `cached`: keep the trace in a folder of its own in the user's cache.
+    - `replace`: lose an earlier trace in the folder, of whatever.
     - `progress`: called as `progress(task, advance, total)`.
 
     **Returns** a :class:`Trace`. The model is left as it was.
@@ -238,6 +250,22 @@ def trace_cases(
     }
     if cached:
         folder = cache_folder() / "traces" / hashlib.sha256(json.dumps(claim, sort_keys=True).encode()).hexdigest()[:32]
+    with claimed(folder) if folder is not None else contextlib.nullcontext():
+        if folder is not None and replace and folder.exists():
+            remove_output(folder, TRACE)
+        return _trace(model, placed, refused, settings, folder, claim, progress)
+
+
+def _trace(
+    model: EditableModel,
+    placed: Sequence[Question],
+    refused: dict[str, str],
+    settings: TraceSettings,
+    folder: Path | None,
+    claim: Mapping[str, Any],
+    progress: Callable[[str, int, int | None], object],
+) -> Trace:
+    """The trace, from where the folder has it."""
     if folder is not None and _claimed(folder, claim):
         return Trace.load(folder)
     answers = answer_queries(model, [(one.prompt, one.object) for one in placed])
@@ -246,13 +274,13 @@ def trace_cases(
         raise DatasetError(
             "trace",
             [
-                f"the model knows none of the {len(cases)} facts (its greedy answer is another object), so there is nothing to "
-                "trace; give facts that it was trained on"
+                f"the model knows none of the {len(placed) + len(refused)} facts (its greedy answer is another object), so "
+                "there is nothing to trace; give facts that it was trained on"
             ],
         )
     deviation = _deviation(model, placed)
     if folder is not None:
-        _write(folder / TRACE_MARKER, {"complete": False, "claim": claim})
+        write_document(folder / TRACE_MARKER, {"complete": False, "claim": claim})
     done = list(_done(folder / _UNDER_WAY, settings)) if folder else []
     progress("tracing", len(done), len(known))
     for question in known[len(done) :]:
@@ -263,7 +291,7 @@ def trace_cases(
         progress("tracing", 1, len(known))
     trace = Trace(
         settings=settings,
-        model=fingerprint,
+        model=claim["model_fingerprint"],
         depth=model.structure.depth,
         deviation=deviation,
         facts=tuple(done),
@@ -329,7 +357,7 @@ def _claimed(folder: Path, claim: Mapping[str, Any]) -> bool:
 
 def _append(path: Path, fact: FactTrace) -> None:
     # The numbers of a float64 survive JSON bit for bit.
-    record = fact.as_dict() | {"restored": {site: values.tolist() for site, values in fact.restored.items()}}
+    record = seal(fact.as_dict() | {"restored": {site: values.tolist() for site, values in fact.restored.items()}})
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -342,20 +370,32 @@ def _done(path: Path, settings: TraceSettings) -> Iterator[FactTrace]:
     if rest:
         with atomic_file(path) as temporary:
             temporary.write_bytes(whole + separator)
-    for line in whole.decode().split("\n") if whole else ():
-        record = cast("dict[str, Any]", json.loads(line))
-        yield FactTrace.of(record, {site: np.array(record["restored"][site]) for site in settings.sites})
+    try:
+        for line in whole.decode().split("\n") if whole else ():
+            record = parse_document(line, path)
+            yield FactTrace.of(record, {site: np.array(record["restored"][site]) for site in settings.sites})
+    except DamagedFileError as error:
+        raise InputError(f"{error}; remove its folder and trace again") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); remove its folder and trace again") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise InputError(f"there is no trace in {path.parent}: {path.name} is missing")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no trace in {path.parent}: {path.name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; remove its folder and trace again") from error
+        return read_document(path)
+    except DamagedFileError as error:
+        raise InputError(f"{error}; remove its folder and trace again") from error
 
 
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def _owned(path: Path) -> list[str] | None:
+    try:
+        document = read_document(path / TRACE_MARKER)
+    except DamagedFileError:
+        return None
+    return [name for name in contents(path) if _WRITTEN.fullmatch(name)] if "claim" in document else None
+
+
+TRACE = OutputKind("a trace that bluedit wrote", _owned)
+"""What is replaced by a trace where that is asked for."""

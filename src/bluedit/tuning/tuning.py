@@ -29,14 +29,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bluedit import __version__
 from bluedit.datasets.cases import Case
-from bluedit.editing import EditOptions, Metrics, Plan, Progress, plan_edit, run_plan, silent
-from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
+from bluedit.editing import EditOptions, Metrics, Plan, plan_edit, run_plan
+from bluedit.errors import DamagedFileError, DatasetError, InputError, NumericsError, SettingsError
 from bluedit.evaluation.scoring import Scores, answer_queries, compare, tally
-from bluedit.files import atomic_file
 from bluedit.methods import Method, Settings
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
+from bluedit.progress import Progress, silent, stage
 from bluedit.statistics import Statistics
+from bluedit.storage.documents import read_document, write_document
+from bluedit.storage.files import OutputKind, writable_target
+from bluedit.storage.locks import claimed
 from bluedit.tuning.held_out import HeldOut, Material, hold_out
 from bluedit.tuning.search import Axis, Point, compass
 from bluedit.values import Values, optimise_values
@@ -111,8 +114,7 @@ class Tuning(_Record):
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        with atomic_file(path) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_document(path, json.loads(self.model_dump_json()))
 
     def settings_for(self, model: EditableModel, method: Method) -> dict[str, Any]:
         """The settings, for an edit of this model with this method.
@@ -131,16 +133,28 @@ class Tuning(_Record):
         return self.settings
 
 
+def _owned(path: Path) -> tuple[str, ...] | None:
+    try:
+        read_tuning(path)
+    except SettingsError:
+        return None
+    return (path.name,)
+
+
+TUNING = OutputKind("a tuning file", _owned)
+"""What is replaced by a tuning file where that is asked for."""
+
+
 def read_tuning(path: Path) -> Tuning:
     """A tuning file.
 
     **Raises** :class:`~bluedit.errors.SettingsError` for a file that is none, or damaged.
     """
     try:
-        return Tuning.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror}); `bluedit tune --out` writes tuning files") from error
-    except (ValidationError, UnicodeDecodeError) as error:
+        return Tuning.model_validate(read_document(path), strict=False)
+    except DamagedFileError as error:
+        raise SettingsError(f"{error}; `bluedit tune --out` writes tuning files, and --set changes a setting") from error
+    except ValidationError as error:
         raise SettingsError(
             f"{path} is no tuning file, or of another version; `bluedit tune --out` writes tuning files"
         ) from error
@@ -193,15 +207,14 @@ def tune(
     material = hold_out(model, cases, count=count, seed=plan.seed)
     size = batch_size or method.largest_batch or len(material.search)
     method.check_batch(size)
-    moments = {} if method.fine_tuning else plan.statistics.moments(
-        model,
-        sorted({step.layer for step in method.strategy.steps(plan.layers)}),
-        lambda done, total: progress("second moments of keys", done, total),
-    )  # fmt: skip
+    edited = sorted({step.layer for step in method.strategy.steps(plan.layers)})
+    with stage(progress, "second moments of keys") as advance:
+        moments = {} if method.fine_tuning else plan.statistics.moments(model, edited, advance)
     # Kept in memory, with what is derived from them: every trial asks again.
     plan = dataclasses.replace(plan, statistics=Statistics(known=moments))
     search = _Search(model, plan, axes, material, size, trials, out, replace, on_trial, progress)
-    return search.run()
+    with claimed(out) if out is not None else contextlib.nullcontext():
+        return search.run()
 
 
 def _axes(method: Method, vary: Sequence[str] | None, fixed: Mapping[str, Any]) -> tuple[Axis, ...]:
@@ -247,6 +260,7 @@ class _Search:
                 self._tell(trial)
             return earlier
         self.known = {tuple(trial.settings.values()): trial for trial in (earlier.trials if earlier else ())}
+        self.progress("trials", 0, self.limit)
         with contextlib.suppress(_SpentError):
             compass(self.axes, self._objective, self._chosen)
         chosen = self._best()
@@ -296,7 +310,10 @@ class _Search:
 
         **Raises** :class:`~bluedit.errors.InputError` when it holds something else.
         """
-        if self.out is None or self.replace or not self.out.exists():
+        if self.out is None or not self.out.exists():
+            return None
+        if self.replace:
+            writable_target(self.out, replace=True, kind=TUNING)
             return None
         earlier = read_tuning(self.out)
         if earlier.claim != self._claim:
@@ -433,6 +450,7 @@ class _Search:
 
     def _check(self, best: Trial) -> tuple[Check, bool]:
         """Start and outcome on facts that the search has not seen; whether the outcome holds there."""
+        self.progress("checking on the facts kept back", 0, None)
         first = self.trials[0].settings
         start, before = self._try(first, self.material.check)
         chosen, after = (start, before) if best.settings == first else self._try(best.settings, self.material.check)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bluedit.files import atomic_file
+from bluedit.storage.files import atomic_file
 from bluedit.zoo.gates import GATES
 
 __all__ = ["render_card", "write_card"]

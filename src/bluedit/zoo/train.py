@@ -24,8 +24,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from bluedit.datasets.world import World
-from bluedit.files import atomic_file
 from bluedit.models import load_model
+from bluedit.storage.files import atomic_file
 from bluedit.zoo.card import write_card
 from bluedit.zoo.gates import GATES, measure_gates
 

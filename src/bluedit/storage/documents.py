@@ -1,0 +1,58 @@
+"""JSON documents of ours: written whole, with a hash of their content, which is checked when they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bluedit.errors import DamagedFileError
+from bluedit.storage.files import atomic_file
+from bluedit.storage.hashes import check_seal, seal
+
+__all__ = ["document_text", "parse_document", "parse_json", "read_document", "write_document"]
+
+
+def write_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document with its hash, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(document_text(document), encoding="utf-8")
+
+
+def document_text(document: Mapping[str, Any]) -> str:
+    """The text of a document with its hash."""
+    return json.dumps(seal(document), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_document(path: Path, *, sealed: bool = False) -> dict[str, Any]:
+    """Read a document of :func:`write_document`, or, unless it has to be `sealed`, one of an earlier version without a hash.
+
+    **Raises** :class:`~bluedit.errors.DamagedFileError` when it is missing, cannot be read, or is not what was written.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise DamagedFileError(path, "is missing" if missing else f"cannot be read: {error}") from error
+    return parse_document(text, path, sealed=sealed)
+
+
+def parse_document(text: str, source: Path, *, sealed: bool = False) -> dict[str, Any]:
+    """What :func:`read_document` does, of a text that was read already."""
+    return check_seal(parse_json(text, source), source, required=sealed)
+
+
+def parse_json(text: str, source: Path) -> dict[str, Any]:
+    """The JSON object that a text holds.
+
+    **Raises** :class:`~bluedit.errors.DamagedFileError` when it holds none.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        problem = "lists nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise DamagedFileError(source, f"is not JSON: {problem}") from error
+    if not isinstance(document, dict):
+        raise DamagedFileError(source, "does not hold a JSON object")
+    return document
