@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from torture.driver import (
+    FOREIGN,
     SIGNALS,
     Job,
     Reference,
@@ -56,6 +57,14 @@ def _finish(job: Job, folder: Path, expected: Reference, ended: str) -> tuple[Ve
         return Verdict.WRONG, f"{ended}; {problem}"
     notes = notes_inside(folder) if job.resumes else []
     again = in_child(run_job(job, folder), limit=_LIMIT)
+    if notes and (again.value or {}).get("code") == 2 and FOREIGN in again.stderr:
+        # The notes are in the way, and named: they are taken away, as the message says.
+        if not all(path.is_file() for path in notes):
+            return Verdict.WRONG, f"{ended}; run again: the foreign file is gone, though it is named"
+        for path in notes:
+            path.unlink()
+        notes = []
+        again = in_child(run_job(job, folder), limit=_LIMIT)
     if problem := check_state(job, folder, expected) or check_rerun(job, folder, expected, again, notes):
         return Verdict.WRONG, f"{ended}; {problem}"
     return Verdict.SURVIVED, ended

@@ -20,7 +20,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from torture.fixture import LAYERS, Workspace
-from torture.mutate import FILE_DAMAGE, JSON_DAMAGE, TENSOR_DAMAGE, metadata_text, with_metadata_text
+from torture.mutate import FILE_DAMAGE, JSON_DAMAGE, TENSOR_DAMAGE, metadata_keys, metadata_text, with_metadata_text
 from torture.trial import Outcome, Result, Verdict, in_child, loaded, succeed, tidy, unsound
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def tensor_hash(tensor: Tensor) -> str:
     return f"{plain.dtype} {tuple(plain.shape)} {hashlib.sha256(content).hexdigest()[:16]}"
 
 
-_TIMES = {"seconds", "tokens_per_second", "versions", "bluedit", "digest", "revision"}
+_TIMES = {"seconds", "tokens_per_second", "versions", "bluedit", "digest", "digests", "revision"}
 """Keys whose values differ from run to run, or follow from such."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -150,7 +150,7 @@ def _load_cache(cache: Path, work: Workspace, samples: int | None, until: float 
     from bluedit.statistics import Statistics, read_corpus
 
     os.environ["BLUEDIT_CACHE"] = str(cache)
-    statistics = Statistics(read_corpus(f"text:{work.corpus}"), samples, until=until)
+    statistics = Statistics(read_corpus(f"text:{work.corpus}"), samples, measured=True, until=until)
     collection = statistics.collect(work.editable, LAYERS)
     content: dict[str, Any] = {"samples": collection.samples}
     for layer, moment in collection.moments.items():
@@ -286,7 +286,7 @@ def _interrupted(work: Workspace) -> None:
             raise KeyboardInterrupt
 
     try:
-        Statistics(read_corpus(f"text:{work.corpus}"), save_every=0).collect(work.editable, LAYERS, stop)
+        Statistics(read_corpus(f"text:{work.corpus}"), measured=True, save_every=0).collect(work.editable, LAYERS, stop)
     except KeyboardInterrupt:
         return
 
@@ -658,6 +658,8 @@ def _damage_file(kind: str, target: Target, folder: Path, random: Random) -> tup
         path.write_bytes(damaged)
         return f"{place}: {name}", False
     name = random.choice(list(JSON_DAMAGE))
+    if key and key not in metadata_keys(content):
+        key = metadata_keys(content)[0]
     text = metadata_text(content, key) if key else content
     head, line, tail = _one_value(text, random)
     try:
@@ -752,7 +754,7 @@ def _judge(target: Target, outcome: Outcome, reference: Any, changed: bool) -> t
     return Verdict.SURVIVED, ""
 
 
-_OF_FILES = {"digest", "hashes", "hash", "sha256", "files"}
+_OF_FILES = {"digest", "digests", "hashes", "hash", "sha256", "files"}
 """Keys that say something of the file itself; where they are missing, the file counts as an older one."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-__all__ = ["FILE_DAMAGE", "JSON_DAMAGE", "TENSOR_DAMAGE", "metadata_text", "with_metadata_text"]
+__all__ = ["FILE_DAMAGE", "JSON_DAMAGE", "TENSOR_DAMAGE", "metadata_keys", "metadata_text", "with_metadata_text"]
 
 Damage = Callable[[bytes, Random], bytes]
 
@@ -341,6 +341,11 @@ def _join(header: Any, data: bytes) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data
+
+
+def metadata_keys(content: bytes) -> list[str]:
+    """The keys of a tensor file's metadata."""
+    return list(_parts(content)[0].get("__metadata__", {}))
 
 
 def metadata_text(content: bytes, key: str) -> bytes:
