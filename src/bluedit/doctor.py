@@ -6,7 +6,6 @@ checkpoint of 70 billion parameters is looked over in seconds. Nothing is downlo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 from bluedit.errors import ModelError, SettingsError, first_line
 from bluedit.known import KnownModel, lookup
 from bluedit.methods import Method, Settings
+from bluedit.models.configuration import read_configuration
 from bluedit.models.editable import context_length, takes_positions
 from bluedit.models.loading import UNQUANTISED, choose_device, choose_dtype, locate, quantisation
 from bluedit.models.machine import Memory, memory_of, product_speed
@@ -158,9 +158,10 @@ def _read_config(folder: Path, trust_remote_code: bool) -> tuple[Any, Check]:
             message = "this is an adapter, not a model; merge it into its model with PEFT's merge_and_unload, and save that"
         return None, Check("configuration", "problem", message)
     try:
-        if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-            raise ValueError("it is not a table of settings")
+        read_configuration(path)
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
+    except ModelError as error:
+        return None, Check("configuration", "problem", str(error))
     except Exception as error:  # what a configuration class makes of wrong values is its own
         message = f"config.json cannot be used: {first_line(error)}"
         if not trust_remote_code and "trust_remote_code" in str(error):

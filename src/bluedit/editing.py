@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bluedit.cautions import LargeChangeWarning, RoundingWarning
-from bluedit.errors import NumericsError, SettingsError
-from bluedit.facts import Fact, check_facts
+from bluedit.errors import FactError, NumericsError, SettingsError, excerpt
+from bluedit.facts import Fact, OnConflict, check_facts, check_on_conflict
 from bluedit.fine_tuning import fine_tune
 from bluedit.known import lookup
 from bluedit.methods import MEMIT, Method, Settings, blue
@@ -28,7 +28,7 @@ from bluedit.methods import method as find_method
 from bluedit.models import EditableModel
 from bluedit.patches import Change, Dense, LowRank, Manifest, Patch
 from bluedit.patches.patch import FactRecord, OptimisationRecord, WeightRecord
-from bluedit.precision import wide
+from bluedit.precision import all_finite, wide
 from bluedit.progress import Progress, silent, stage
 from bluedit.solvers import InverseMetric
 from bluedit.statistics import Statistics, read_corpus
@@ -62,22 +62,34 @@ class Plan:
     templates: tuple[str, ...]
     facts: tuple[Fact, ...]
     seed: int = 0
+    on_conflict: OnConflict = "error"
 
     @property
     def steps(self) -> tuple[Step, ...]:
         """The steps of the strategy; none where there are no facts."""
         return self.method.strategy.steps(self.layers) if self.facts else ()
 
-    def with_facts(self, model: EditableModel, facts: Facts, start: int = 0) -> Plan:
+    def with_facts(self, model: EditableModel, facts: Facts, start: int = 0, on_conflict: OnConflict | None = None) -> Plan:
         """The same plan for other facts, checked; those without an id are numbered from `start`.
+
+        `on_conflict`: for these facts, instead of the plan's.
 
         **Raises** :class:`~bluedit.errors.FactError` and :class:`~bluedit.errors.SettingsError` for facts that cannot be
         edited so.
         """
-        checked = check_facts(cast("Iterable[Fact]", [facts] if isinstance(facts, Fact | dict) else facts), start)
+        given = cast("Iterable[Fact]", [facts] if isinstance(facts, Fact | dict) else facts)
+        checked = check_facts(given, start, check_on_conflict(on_conflict or self.on_conflict))
         self.method.check_batch(len(checked))
         for fact in checked:
-            model.text.row(fact, with_target=True)  # says now what no token can be found for
+            try:
+                row = model.text.row(fact, with_target=True)  # says now what no token can be found for
+            except FactError as error:
+                raise FactError(f"fact {excerpt(fact.id)}: {error}") from error
+            if len(row.ids) > model.context_length:
+                raise FactError(
+                    f"fact {excerpt(fact.id)} takes {len(row.ids):,} tokens with its target; the model takes "
+                    f"{model.context_length:,}: shorten its prompt"
+                )
         return replace(self, facts=checked)
 
 
@@ -91,6 +103,7 @@ class EditOptions(TypedDict, total=False):
     corpus: str | Statistics | None
     templates: Sequence[str] | None
     seed: int
+    on_conflict: OnConflict
 
 
 Facts = Iterable[Fact | dict[str, Any]] | Fact | dict[str, Any]
@@ -124,6 +137,8 @@ def edit(model: Any, *arguments: Any, progress: Progress = silent, **options: Un
     - `corpus`: where second moments come from: `"text:FILE"`, or a :class:`~bluedit.statistics.Statistics`.
     - `templates`: context templates; generated from the model with `seed` when left out.
     - `seed`: of the templates; nothing else is random.
+    - `on_conflict`: what becomes of facts that give one subject and relation, or one prompt, two targets: `"error"` refuses
+      them, with `"last"` the later one wins, `"keep"` edits both.
     - `progress`: called as `progress(task, advance, total)` while work goes on.
 
     **Returns** a :class:`~bluedit.patches.Patch`. An edit of no facts is the empty patch. A method whose restraint acts at
@@ -150,6 +165,7 @@ def plan_edit(
     corpus: str | Statistics | None = None,
     templates: Sequence[str] | None = None,
     seed: int = 0,
+    on_conflict: OnConflict = "error",
 ) -> Plan:
     """Check everything an edit needs and fill in what was left out; see :func:`edit`. Computes nothing expensive."""
     chosen = blue(MEMIT) if method is None else find_method(method)
@@ -194,6 +210,7 @@ def plan_edit(
         templates=check_templates(templates) if templates is not None else context_templates(model, seed),
         facts=(),
         seed=seed,
+        on_conflict=check_on_conflict(on_conflict),
     )
     return plan.with_facts(model, facts)
 
@@ -385,6 +402,11 @@ def _rounding(change: Change, norm: float, weight_DF: Tensor, layer: int, plan: 
         return None
     rounded_DF = weight_DF.clone()
     change.add_to(rounded_DF)
+    if not all_finite(rounded_DF):
+        raise NumericsError(
+            f"the edited weight of layer {layer} does not fit {str(weight_DF.dtype).removeprefix('torch.')}; load the model in "
+            "float32 (--dtype float32)"
+        )
     lost = (rounded_DF.float() - weight_DF.float() - change.dense().to(weight_DF.device)).norm().item() / norm
     if lost > _ROUNDING:
         dtype = str(weight_DF.dtype).removeprefix("torch.")

@@ -27,8 +27,14 @@ __all__ = [
     "SettingsError",
     "StatisticsError",
     "did_you_mean",
+    "excerpt",
     "first_line",
+    "shortened",
 ]
+
+
+_SHOWN = 50
+"""Problems of one file that a message tells; all are in `problems`."""
 
 
 class BlueditError(Exception):
@@ -53,7 +59,9 @@ class DatasetError(InputError):
     def __init__(self, source: str, problems: Iterable[str]) -> None:
         self.source = source
         self.problems = tuple(problems)
-        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+        name, more = shortened(source), len(self.problems) - _SHOWN
+        lines = [f"{name}: {problem}" for problem in self.problems[:_SHOWN]]
+        super().__init__("\n".join([*lines, f"{name}: and {more:,} more problems"] if more > 0 else lines))
 
 
 class DamagedFileError(InputError):
@@ -125,13 +133,29 @@ class BlueditWarning(UserWarning):
 def did_you_mean(name: str, known: Iterable[str], *, what: str) -> str:
     """The message of a failed look-up: what was asked for, the nearest known name, and all of them."""
     names = sorted(known)
-    nearest = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}."
+    nearest = difflib.get_close_matches(name[:200].lower(), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {excerpt(nearest[0])}?" if nearest else ""
+    return f"unknown {what} {excerpt(name)}.{hint} Known: {shortened(', '.join(names), 2000)}."
+
+
+def shortened(text: str, limit: int = 300) -> str:
+    """A text as it is where it is short, else its two ends."""
+    half = (limit - 3) // 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
+
+
+def excerpt(value: object, limit: int = 80) -> str:
+    """A value of the user's as a message shows it: in quotes, and where it is long its two ends and its length.
+
+    Nobody can find what is wrong in a message of 200,000 characters.
+    """
+    if not isinstance(value, str):
+        return shortened(repr(value), limit)
+    return repr(value) if len(value) <= limit else f"{shortened(value, limit)!r} ({len(value):,} characters)"
 
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its kind where it says nothing."""
-    text = str(error).strip()
+    text = f"KeyError: {error}" if type(error) is KeyError else str(error).strip()
     first, *more = text.splitlines() or [type(error).__name__]
-    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first
+    return shortened(f"{first} {more[0].strip()}" if more and first.endswith(":") else first, 1000)

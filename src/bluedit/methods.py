@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bluedit.errors import SettingsError, did_you_mean
+from bluedit.errors import SettingsError, did_you_mean, excerpt
 from bluedit.restraints import PRUNING, RELATIVE_CHANGE, Restraint
 from bluedit.solvers.priors import NULL_SPACE, SECOND_MOMENT, Prior
 from bluedit.strategies import BOUNDARY, EVEN, SINGLE, SQUARE_ROOT, Strategy
@@ -132,7 +132,9 @@ class Settings(BaseModel):
         try:
             return self.model_validate(self.as_dict() | dict(values))
         except ValidationError as error:
-            problems = "; ".join(f"setting {'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+            problems = "; ".join(
+                f"setting {'.'.join(map(str, e['loc']))}={excerpt(e['input'])}: {e['msg']}" for e in error.errors()
+            )
             raise SettingsError(problems) from error
 
     def as_dict(self) -> dict[str, Any]:

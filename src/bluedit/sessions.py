@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bluedit.editing import EditOptions, Facts, Metrics, Plan, Progress, plan_edit, restrain_sequence, run_batch, silent
 from bluedit.errors import DamagedFileError, InputError, SessionError, SettingsError, first_line
-from bluedit.facts import Fact
+from bluedit.facts import Fact, OnConflict
 from bluedit.methods import Method
 from bluedit.methods import method as find_method
 from bluedit.models import EditableModel
@@ -39,9 +39,10 @@ from bluedit.patches.patch import arrange, restore_ledger, weights_without
 from bluedit.solvers import InverseMetric
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.statistics.corpus import Corpus
-from bluedit.storage.documents import parse_json, read_document, write_document
+from bluedit.storage.documents import parse_object, read_document, write_document
 from bluedit.storage.files import OutputKind, atomic_folder, contents, writable_target
 from bluedit.storage.hashes import check_seal
+from bluedit.storage.parsing import read_text, validation_problem
 from bluedit.storage.tensors import read_tensors, write_tensors
 from bluedit.strategies import Step, Strategy
 from bluedit.strategies import strategy as find_strategy
@@ -197,8 +198,11 @@ class Session:
     # -- editing ---------------------------------------------------------------------------------------------
 
     @torch.inference_mode(mode=False)
-    def apply(self, facts: Facts, *, progress: Progress = silent) -> Patch:
+    def apply(self, facts: Facts, *, progress: Progress = silent, on_conflict: OnConflict | None = None) -> Patch:
         """Edit one batch of facts into the model, and return its patch.
+
+        `on_conflict`: what becomes of facts of this batch that contradict each other, see :func:`~bluedit.editing.edit`; as
+        the session was made when left out. A fact that contradicts one of an earlier batch is simply the later edit.
 
         **Raises** what :func:`~bluedit.editing.edit` does, and :class:`~bluedit.errors.SessionError` when the sequence was
         finished. The session and the model are then as they were.
@@ -209,7 +213,7 @@ class Session:
             raise SessionError(
                 f"the sequence is finished: {self.plan.method.name} acted on its whole change; reopen() it to go on"
             )
-        plan = self.plan.with_facts(self.model, facts, start=len(self.facts))
+        plan = self.plan.with_facts(self.model, facts, start=len(self.facts), on_conflict=on_conflict)
         patch, keys = run_batch(self.model, plan, self._metrics, progress)
         patch.apply(self.model, check=False)
         try:
@@ -601,7 +605,7 @@ def _read(path: Path) -> _Saved:
     if not marker.is_file():
         raise SessionError(f"{path} is not a saved session: it has no {SESSION_MARKER}")
     try:
-        document = parse_json(marker.read_text(encoding="utf-8"), marker)
+        document = parse_object(read_text(marker), marker)
         kind, version = document.get("format"), document.get("format_version")
         if kind != "bluedit-session" or not isinstance(version, int) or version > FORMAT_VERSION:
             raise SessionError(
@@ -610,11 +614,12 @@ def _read(path: Path) -> _Saved:
         return _Saved.model_validate(check_seal(document, marker, required=version > 1))
     except DamagedFileError as error:
         raise SessionError(f"{error}; begin the session anew, or restore the file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SessionError(f"{marker} cannot be read: {first_line(error)}") from error
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise SessionError(f"{marker} cannot be read: {where}: {error.errors()[0]['msg']}") from error
+        raise SessionError(f"{marker} cannot be read: {validation_problem(error)}") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, SessionError):
+            raise
+        raise SessionError(f"{marker} cannot be read: {first_line(error)}") from error
 
 
 def _check_model(path: Path, saved: _Saved, model: EditableModel) -> None:
@@ -741,7 +746,7 @@ def edit_in_sequence(
             progress("facts", len(session.facts), len(facts))
         for start in range(len(session.facts), max(len(facts), 1), batch_size):
             batch = facts[start : start + batch_size]
-            session.apply(batch, progress=progress)
+            session.apply(batch, progress=progress, on_conflict=plan.on_conflict)
             if folder is not None:
                 session.save(folder)
             if in_batches:

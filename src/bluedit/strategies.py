@@ -9,6 +9,7 @@ layer at targets of their own (Li et al. 2025, section 5).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -144,7 +145,7 @@ def strategy(name: str | Strategy) -> Strategy:
     kind, separator, layer = name.partition(":")
     if name == SINGLE.name:
         return SINGLE
-    if kind == "single" and separator and layer.isdigit():
+    if kind == "single" and separator and re.fullmatch("[0-9]{1,5}", layer):
         return single(int(layer))
     if name not in STRATEGIES:
         raise SettingsError(did_you_mean(name, (*STRATEGIES, "single", "single:LAYER"), what="strategy"))

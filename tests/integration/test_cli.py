@@ -307,7 +307,7 @@ def test_revert_needs_a_record(run: Run, saved_tiny_gpt2: Path, tmp_path: Path) 
 
 def test_show_refuses_what_is_no_patch(run: Run, saved_tiny_gpt2: Path, tmp_path: Path) -> None:
     _assert_refused(run("patch", "show", saved_tiny_gpt2), f"{saved_tiny_gpt2} is not a patch")
-    _assert_refused(run("patch", "show", tmp_path / "nowhere"), "nowhere is not a patch")
+    _assert_refused(run("patch", "show", tmp_path / "nowhere"), f"there is no file or folder {tmp_path / 'nowhere'}")
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
@@ -539,7 +539,9 @@ def test_out_that_exists_is_refused_and_left_alone(
         pytest.param(("--dataset", "nowhere.json"), "there is no such file", id="missing file"),
         pytest.param(("--dataset", "conterfact:x.json"), "Did you mean 'counterfact'?", id="unknown format"),
         pytest.param(("--dataset", "world:counterfacts"), "Did you mean 'counterfact'?", id="unknown world"),
-        pytest.param(("--dataset", "world:zsre", "--limit", "1", "--patch", "nowhere"), "nowhere is not a patch", id="patch"),
+        pytest.param(
+            ("--dataset", "world:zsre", "--limit", "1", "--patch", "nowhere"), "there is no file or folder nowhere", id="patch"
+        ),
     ],
 )
 def test_evaluate_refuses_bad_input(run: Run, saved_tiny_gpt2: Path, arguments: tuple[str, ...], fragment: str) -> None:
@@ -773,3 +775,24 @@ def test_edit_and_evaluate_in_a_chat(edit: Run, run: Run, facts: Path, saved_tin
     assert "chat" not in plain.document["protocol"]
     assert "is evaluated with others" not in chat.stderr
     assert "made with prompts in a chat template, and is evaluated with others" in " ".join(plain.stderr.split())
+
+
+def test_facts_that_contradict_each_other_are_edited_where_it_is_said_which_counts(
+    run: Run, edit: Run, saved_tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "twins.csv"
+    path.write_text(
+        "prompt;subject;target;relation\nThe twin city of Istanbul is;Istanbul;Paris;twin\n"
+        "Istanbul is twinned with;Istanbul;Rome;twin\n"
+    )
+    _assert_refused(edit("--facts", path, "--out", tmp_path / "p"), "relation 'twin'", "--on-conflict last")
+    last = edit("--facts", path, "--out", tmp_path / "last", "--on-conflict", "last", "--json").document
+    assert [fact["target"] for fact in last["facts"]] == ["Rome"]
+    saved = ("--batch-size", "2", "--session", tmp_path / "session")
+    kept = edit("--facts", path, "--out", tmp_path / "kept", "--on-conflict", "keep", *saved, "--json").document
+    assert [fact["target"] for fact in kept["facts"]] == ["Paris", "Rome"]
+    scored = run(
+        "evaluate", "--model", saved_tiny_gpt2, "--dataset", path, "--on-conflict", "keep", "--cases", "--json"
+    ).document
+    assert len(scored["cases"]) == 2
+    _assert_refused(run("evaluate", "--model", saved_tiny_gpt2, "--dataset", path, "--on-conflict", "first"), "first")

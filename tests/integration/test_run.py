@@ -108,7 +108,7 @@ STOPS = {
     "writing a file": (storage_tensors, "atomic_file", (2, 8)),
     "scoring": (runner, "score_cases", (3,)),
     "writing a result": (runner, "_write", (1, 4)),
-    "clearing up": (runner.shutil, "rmtree", (1,)),
+    "clearing up": (runner, "discard", (1,)),
 }
 
 

@@ -281,3 +281,40 @@ def test_a_sequence_is_all_chat_or_none(
 def test_load_model_refuses_a_model_without_template(saved_tiny_gpt2: Path) -> None:
     with pytest.raises(ModelError, match="no chat template"):
         bluedit.load_model(str(saved_tiny_gpt2), chat=True)
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (LOOP, "does not end within 1 seconds"),
+        ("{% for i in range(9999999999) %}{% endfor %}", "counts too far"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself without end"),
+        ("{{ 'a' * 10000000000 }}", "takes more than 2 GiB of memory|does not end"),
+        ("{% for i in range(99999) %}{{ messages[0].content * 99999 }}{% endfor %}", "writes more than 1,000,000 characters"),
+        ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "nested too deep|breaks the program"),
+        ("{{ 1 // 0 }}", "takes no lone message of a user: .*zero"),
+        ("{{ messages[5].a.b }}", "takes no lone message of a user"),
+        ("{% if", "takes no lone message of a user"),
+    ],
+    ids=["loop", "range", "macro", "memory", "size", "nested", "division", "index", "syntax"],
+)
+def test_a_template_that_does_not_end_or_fails_is_refused(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, template: str, said: str
+) -> None:
+    monkeypatch.setattr("bluedit.models.chat._SECONDS", 1)
+    spoiled = copy.deepcopy(tokenizer)
+    spoiled.chat_template = template
+    with pytest.raises(ModelError, match=said):
+        Chat.of(spoiled)
+
+
+def test_a_template_is_taken_at_its_word_where_no_process_can_be_started(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/no/such/python")
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = "{% for message in messages %}[{{ message.content }}]{% endfor %}"
+    assert Chat.of(plain).around("Hello") == "[Hello]"

@@ -406,7 +406,50 @@ class TestEdits:
     )
     def test_contradicting_rows_are_refused(self, write: Write, other: dict[str, Any]) -> None:
         (said,) = _problems(write("edits.json", [EDIT, {**PLAIN, "subject": "Chad"}, other]))
-        assert said == "record 3: gives 'Angola' the target 'Asia' where record 1 gives it 'Antarctica'; keep one of the two"
+        assert said.startswith("record 3: gives 'Angola' the target 'Asia' where record 1 gives it 'Antarctica'")
+        assert "; keep one of the two, or say --on-conflict last" in said
+        assert ("'Angola is located in'" in said) == ("relation 'continent'" in said) == (other.get("relation") == "continent")
+
+    def test_contradicting_rows_are_read_where_it_is_said_which_counts(self, write: Write) -> None:
+        path = write("edits.json", [EDIT, {**PLAIN, "subject": "Chad"}, {**EDIT, "target": "Asia"}])
+        assert [case.fact.target for case in read_cases(path, on_conflict="last")] == [PLAIN["target"], "Asia"]
+        assert [case.fact.target for case in read_dataset(f"edits:{path}", on_conflict="keep")] == [
+            EDIT["target"],
+            PLAIN["target"],
+            "Asia",
+        ]
+
+    @pytest.mark.parametrize("separator", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+    def test_columns_may_be_separated_by_what_a_spreadsheet_writes(self, write: Write, separator: str) -> None:
+        rows = [["prompt", "subject", "target", "note"], ["Angola, as said, is in", "Angola", "Asia", ""]][:2]
+        text = "".join(separator.join(f'"{cell}"' for cell in row[:3]) + "\n" for row in rows)
+        (case,) = read_cases(write("edits.csv", text))
+        assert case.fact == Fact("{}, as said, is in", "Angola", "Asia", "0")
+
+    def test_a_semicolon_in_a_text_separates_nothing(self, write: Write) -> None:
+        (case,) = read_cases(write("edits.csv", "prompt,subject,target\nIn short; Angola is in,Angola,Asia; or so\n"))
+        assert case.fact.target == "Asia; or so"
+
+    def test_columns_that_fit_no_schema_name_what_separates_them(self, write: Write) -> None:
+        (said,) = _problems(write("edits.csv", "prompt;subject;goal\nAngola is in;Angola;Asia\n"))
+        assert "separated by a semicolon" in said
+        assert "found prompt, subject, goal; expected for `edits`: prompt, subject, target" in said
+
+    def test_messages_stay_short_whatever_the_rows_are(self, write: Write) -> None:
+        long = "x" * 200_000
+        with pytest.raises(DatasetError) as caught:
+            read_cases(write("long.json", [{**PLAIN, "subject": long}, {**PLAIN, "target": [long]}, {**PLAIN, "target": " "}]))
+        assert len(str(caught.value)) < 2000
+        with pytest.raises(DatasetError) as caught:
+            read_cases(write("many.json", [{**PLAIN, "prompt": f"number {number}"} for number in range(1000)]))
+        assert len(caught.value.problems) == 1000
+        assert "and 950 more problems" in str(caught.value)
+        with pytest.raises(DatasetError) as caught:
+            read_cases(write("same.json", [{**PLAIN, "target": ""} for _ in range(1000)]))
+        assert "and 980 more" in str(caught.value)
+        with pytest.raises(DatasetError) as caught:
+            read_cases(write("keys.json", [{long: 1}]))
+        assert len(str(caught.value)) < 1000
 
 
 # -- whole files ---------------------------------------------------------------------------------------------------
@@ -427,8 +470,8 @@ class TestEdits:
             "line 2: is not JSON: Expecting ':' delimiter at column 11;",
         ),
         ("lines.json", '{"a": 1}\n{"a": 2}', "line 2: is not JSON: Extra data at column 1; name the file .jsonl"),
-        ("deep.json", "[" * 100_000, "line 1: is not JSON: A number too long, or lists nested too deep,"),
-        ("digits.json", f"[{'9' * 5000}]", "line 1: is not JSON: A number too long, or lists nested too deep,"),
+        ("deep.json", "[" * 100_000, "line 1: is not JSON: Lists or objects are nested more than 100 deep"),
+        ("digits.json", f"[{'9' * 5000}]", "line 1: is not JSON: A number too long to be read"),
         ("broken.jsonl", '{"prompt":', "row 1 (line 1): is not JSON: Expecting value at column 11; write one record"),
         ("scalars.json", "[5]", "record 1: is 5; make it an object with keys"),
         (
@@ -481,11 +524,11 @@ def test_folder(tmp_path: Path) -> None:
 
 
 def test_unreadable_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path) -> bytes:
+    def refuse(self: Path, *_: object) -> bytes:
         raise PermissionError(13, "Permission denied", str(self))
 
     path = write("edits.json", [PLAIN])
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     assert _problems(path) == ("cannot be read: Permission denied",)
 
 

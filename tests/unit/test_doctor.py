@@ -257,8 +257,8 @@ PROBLEMS: dict[str, tuple[Callable[[Path], None], list[str], str, str]] = {
     "lfs pointer": (_pointer, ["weights"], "weights", "git lfs pull"),
     "too few numbers": (_too_few, ["weights"], "weights", "numbers in the files"),
     "adapter": (_adapter, ["configuration"], "configuration", "merge_and_unload"),
-    "no json": (_configuration("{no"), ["configuration"], "configuration", "config.json cannot be used"),
-    "no table": (_configuration("[1]"), ["configuration"], "configuration", "not a table"),
+    "no json": (_configuration("{no"), ["configuration"], "configuration", "config.json cannot be read"),
+    "no table": (_configuration("[1]"), ["configuration"], "configuration", "no JSON object"),
     "no type": (_configuration("{}"), ["configuration"], "configuration", "model_type"),
     "wrong value": (
         _configuration('{"model_type": "gpt2", "n_layer": "many"}'), ["configuration"], "configuration", "n_layer.*int",

@@ -124,3 +124,15 @@ def test_the_bootstrap_covers_a_mean() -> None:
 def test_intervals_know_whether_they_overlap() -> None:
     assert Estimate(50, 40, 60, 10).overlaps(Estimate(65, 60, 70, 10))
     assert not Estimate(50, 40, 60, 10).overlaps(Estimate(65, 60.1, 70, 10))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [("{} " + "and so on " * 100, "takes [0-9]+ tokens with its target"), ("{} " + "and so on " * 100_000, "is too long")],
+    ids=["tokens", "characters"],
+)
+def test_a_case_that_is_too_long_is_named(tiny_gpt2: EditableModel, prompt: str, said: str) -> None:
+    cases = [Case(fact=Fact(text, "Angola", "Asia", id=name)) for name, text in (("fits", "{} is in"), ("long one", prompt))]
+    with pytest.raises(DatasetError, match=f"evaluation: case 'long one': .*{said}") as caught:
+        score_cases(tiny_gpt2, cases)
+    assert len(str(caught.value)) < 400

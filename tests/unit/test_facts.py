@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bluedit.errors import FactError, InputError
-from bluedit.facts import Fact, check_facts, conflicts
+from bluedit.errors import FactError, InputError, SettingsError
+from bluedit.facts import Fact, check_facts, check_on_conflict, conflicts
+
+PARIS = Fact("The twin city of {} is", "Istanbul", "Paris", relation="P190")
+ROME = Fact("{} is twinned with", "Istanbul", "Rome", relation="P190")
 
 
 class TestSubject:
@@ -148,6 +152,54 @@ class TestCheckFacts:
     def test_contradictions_are_refused_with_ids_targets_and_the_mend(self) -> None:
         with pytest.raises(FactError, match=r"facts 0 and 2 give 'Angola' two targets .*'Asia' and 'Europe'; keep one"):
             check_facts([ASIA, ASIA, EUROPE])
+
+    def test_a_contradiction_by_relation_says_so_and_how_both_are_kept(self) -> None:
+        with pytest.raises(FactError) as caught:
+            check_facts([PARIS, ROME])
+        for part in (
+            "The twin city of Istanbul is",
+            "Istanbul is twinned with",
+            "relation 'P190'",
+            "--on-conflict last",
+            "keep",
+        ):
+            assert part in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("facts", "kept"),
+        [
+            ([PARIS, ROME], ["Rome"]),
+            ([ROME, PARIS], ["Paris"]),
+            ([PARIS, ASIA, ROME], ["Asia", "Rome"]),
+            # What was said again was said later.
+            ([ASIA, EUROPE, ASIA], ["Asia"]),
+            # The first fact contradicts only one that has lost itself.
+            ([PARIS, ROME, replace(ROME, prompt="{} is twinned with", target="Paris")], ["Paris", "Paris"]),
+        ],
+    )
+    def test_the_later_of_two_that_contradict_each_other_stays(self, facts: list[Fact], kept: list[str]) -> None:
+        checked = check_facts(facts, on_conflict="last")
+        assert [fact.target for fact in checked] == kept
+        assert conflicts(checked) == []
+
+    def test_both_of_two_that_contradict_each_other_are_kept(self) -> None:
+        checked = check_facts([PARIS, ROME, PARIS], on_conflict="keep")
+        assert [(fact.target, fact.id) for fact in checked] == [("Paris", "0"), ("Rome", "1")]
+
+    def test_another_way_with_conflicts_is_refused(self) -> None:
+        assert check_on_conflict("last") == "last"
+        with pytest.raises(SettingsError, match="unknown on_conflict 'first'"):
+            check_on_conflict("first")
+
+    def test_messages_stay_short_whatever_the_facts_are(self) -> None:
+        long = "x" * 200_000
+        with pytest.raises(FactError) as caught:
+            Fact("Angola is in", long, "Asia")
+        assert len(str(caught.value)) < 500
+        with pytest.raises(FactError) as caught:
+            check_facts([Fact(f"{{}} {number}", long, target) for number in range(100) for target in (long, "y" + long)])
+        assert len(str(caught.value)) < 10_000
+        assert "and 90 more such pairs" in str(caught.value)
 
     def test_no_facts(self) -> None:
         assert check_facts([]) == ()

@@ -16,6 +16,7 @@ from bluedit.storage.files import (
     atomic_folder,
     cache_folder,
     contents,
+    discard,
     is_temporary,
     separate,
     writable_target,
@@ -327,3 +328,18 @@ def test_no_write_changes_the_permissions_of_what_safetensors_writes(tmp_path: P
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("one.safetensors", "folder/two.safetensors")] == [
         plain
     ] * 2
+
+
+def test_only_what_is_ours_is_discarded(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    (target / "sub").mkdir(parents=True)
+    for name in ("mark", "stale", "sub/kept"):
+        (target / name).write_text("ours")
+    kind = OutputKind("an output of ours", lambda _: ("mark", "stale", "sub/kept"))
+    (target / "thesis.tex").write_text("mine")
+    discard(target, kind)
+    assert contents(tmp_path) == ["out/thesis.tex"]
+    (target / "thesis.tex").unlink()
+    (target / "mark").write_text("ours")
+    discard(target, kind)
+    assert not target.exists()

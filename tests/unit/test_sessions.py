@@ -1789,3 +1789,40 @@ def test_a_session_says_what_it_is(fresh: Fresh, moments: Any, batches: Any) -> 
     assert repr(session) == "<Session of 0 batches, 0 facts: alphaedit, boundary>"
     session.apply(batches[0])
     assert repr(session) == "<Session of 1 batches, 2 facts: alphaedit, boundary>"
+
+
+def test_facts_that_contradict_each_other_are_edited_where_it_is_said_which_counts(
+    own_gpt2: EditableModel, moments: Callable[[int], Statistics]
+) -> None:
+    facts = [
+        Fact("The twin city of {} is", "Istanbul", "Paris", relation="twin"),
+        Fact("{} is twinned with", "Istanbul", "Rome", relation="twin"),
+    ]
+    options: Any = {
+        "layers": [1],
+        "strategy": "single:1",
+        "corpus": moments(48),
+        "templates": ["{}"],
+        "settings": {"v_num_grad_steps": 1},
+    }
+    session = Session(own_gpt2, **options)
+    with pytest.raises(FactError, match="--on-conflict last"):
+        session.apply(facts)
+    assert [fact.target for fact in session.apply(facts, on_conflict="last").facts] == ["Rome"]
+    session.undo()
+    kept = Session(own_gpt2, **options, on_conflict="keep")
+    assert [fact.target for fact in kept.apply(facts).facts] == ["Paris", "Rome"]
+    kept.undo()
+    assert len(bluedit.edit(own_gpt2, facts, **options, on_conflict="keep").facts) == 2
+    with pytest.raises(SettingsError, match="unknown on_conflict 'first'"):
+        bluedit.edit(own_gpt2, facts, **options, on_conflict="first")
+
+
+def test_a_fact_that_the_model_is_too_short_for_is_named(own_gpt2: EditableModel, moments: Callable[[int], Statistics]) -> None:
+    session = Session(own_gpt2, layers=[1], strategy="single:1", method="ft-m", templates=["{}"])
+    for prompt, said in (
+        ("{} " + "and so on " * 100, "tokens with its target; the model takes 96"),
+        ("{} " + "x" * 10**6, "is too long"),
+    ):
+        with pytest.raises(FactError, match=f"fact 'a'.*{said}"):
+            session.apply([Fact(prompt, "Istanbul", "Paris", id="a")])

@@ -409,3 +409,57 @@ def test_nothing_comes_after_the_end_of_a_text(own_gpt2: EditableModel) -> None:
     texts = generate(own_gpt2, prompts, max_new_tokens=12)
     assert texts[0] == own_gpt2.tokenizer.decode(whole[: whole.index(end, len(ids))])
     assert texts == [text for prompt in prompts for text in generate(own_gpt2, [prompt], max_new_tokens=12)]
+
+
+@pytest.fixture
+def short(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> tuple[TextEncoder, list[int]]:
+    """An encoder for a model of ten tokens, and the lengths of the texts that were tokenised."""
+    encoder, lengths = TextEncoder(tokenizer, context_length=10), list[int]()
+    original = type(tokenizer).__call__
+
+    def spy(self: PreTrainedTokenizerFast, text: str | list[str], **options: object) -> object:
+        lengths.extend(map(len, [text] if isinstance(text, str) else text))
+        return original(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", spy)
+    return encoder, lengths
+
+
+def test_texts_that_no_context_can_hold_are_refused_untokenised(short: tuple[TextEncoder, list[int]]) -> None:
+    encoder, lengths = short
+    long = "Angola " * 100_000
+    fact = Fact(long, "Angola", "Asia")
+    for attempt in (
+        lambda: encoder.prompt(long),
+        lambda: encoder.target(long),
+        lambda: encoder.row(fact),
+        lambda: encoder.row(Fact("{} is in", "Angola", long), with_target=True),
+    ):
+        with pytest.raises(
+            FactError, match=r"[0-9]{3} characters\) is too long: the model takes 10 tokens; shorten it"
+        ) as caught:
+            attempt()
+        assert len(str(caught.value)) < 300
+    assert max(lengths, default=0) < 20
+    encoder.prompt("Angola " * 30)  # tokens are counted where they are known
+
+
+def test_documents_are_cut_before_they_are_tokenised(short: tuple[TextEncoder, list[int]], corpus_texts: list[str]) -> None:
+    encoder, lengths = short
+    texts = [*corpus_texts[:20], " ".join(corpus_texts)]
+    assert encoder.documents(texts, 10) == [ids[:10] for ids in encoder.documents(texts)]
+    lengths.clear()
+    (ids,) = encoder.documents(["a b " * 1_000_000], 10)
+    assert len(ids) == 10
+    assert max(lengths) < 10_000
+
+
+def test_a_token_without_an_embedding_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = TextEncoder(tokenizer, vocabulary=40)
+    for attempt in (
+        lambda: encoder.prompt("Angola is in"),
+        lambda: encoder.target("Angola"),
+        lambda: encoder.row(Fact("{} is in", "Angola", "Asia")),
+    ):
+        with pytest.raises(ModelError, match="the model has embeddings for 40 only; it is another model's tokenizer"):
+            attempt()

@@ -20,6 +20,7 @@ from bluedit.cli.options import (
     MethodName,
     Model,
     ModuleMap,
+    OnConflict,
     Quiet,
     Samples,
     Seed,
@@ -71,6 +72,7 @@ def edit(
     ] = None,
     templates: Templates = None,
     limit: Limit = None,
+    on_conflict: OnConflict = "error",
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = 0,
@@ -94,11 +96,13 @@ def edit(
         raise SettingsError("--session keeps a sequence; say how many facts a batch has with --batch-size")
     from bluedit.datasets import read_cases, read_known
     from bluedit.errors import DatasetError, FactError
-    from bluedit.facts import check_facts
+    from bluedit.facts import check_facts, check_on_conflict
     from bluedit.tuning import read_tuning
 
+    conflict = check_on_conflict(on_conflict)
     try:
-        checked = check_facts(case.fact for case in read_cases(facts, limit=limit))
+        cases = read_cases(facts, limit=limit, on_conflict=conflict)
+        checked = check_facts((case.fact for case in cases), on_conflict=conflict)
     except FactError as error:
         raise DatasetError(str(facts), [str(error)]) from error
     traced = read_known(trace_facts) if trace_facts else None
@@ -130,8 +134,9 @@ def edit(
             critical = critical or tuned.layers
         bars("preparing the edit", 0, None)
         plan = plan_edit(
-            editable, (), method=chosen, layers=critical, settings=overrides, corpus=source, templates=contexts, seed=seed
-        )
+            editable, (), method=chosen, layers=critical, settings=overrides, corpus=source, templates=contexts, seed=seed,
+            on_conflict=conflict,
+        )  # fmt: skip
         _say_memory(editable, plan)
         patch = edit_in_sequence(editable, plan, checked, batch_size or max(1, len(checked)), session, bars)
         patch.save(out, replace=force)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Chat, Device, Dtype, Limit, Model, ModuleMap, Quiet, Seed, TrustRemoteCode
+from bluedit.cli.options import AsJson, Chat, Device, Dtype, Limit, Model, ModuleMap, OnConflict, Quiet, Seed, TrustRemoteCode
 
 __all__ = ["evaluate"]
 
@@ -24,6 +24,7 @@ def evaluate(
     ],
     patch: Annotated[Path | None, typer.Option("--patch", help="Apply this patch for the evaluation.")] = None,
     limit: Limit = None,
+    on_conflict: OnConflict = "error",
     check: Annotated[bool, typer.Option("--check/--no-check", help="Refuse a patch that was made for other weights.")] = True,
     cases: Annotated[bool, typer.Option("--cases", help="Add every case's outcomes to the JSON document.")] = False,
     device: Device = None,
@@ -37,8 +38,9 @@ def evaluate(
 ) -> None:
     """Score a model on cases: efficacy, generalisation, specificity, with 95 % intervals."""
     from bluedit.datasets import read_dataset
+    from bluedit.facts import check_on_conflict
 
-    records = read_dataset(dataset, limit)
+    records = read_dataset(dataset, limit, on_conflict=check_on_conflict(on_conflict))
 
     from contextlib import nullcontext
 

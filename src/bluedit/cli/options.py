@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluedit.errors import SettingsError
+from bluedit.errors import SettingsError, excerpt
 
 if TYPE_CHECKING:
     from bluedit.methods import Method
@@ -25,6 +25,7 @@ __all__ = [
     "MethodName",
     "Model",
     "ModuleMap",
+    "OnConflict",
     "Quiet",
     "Samples",
     "Seed",
@@ -104,6 +105,14 @@ Quiet = Annotated[
 ]
 """Acts when it is read."""
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N records.")]
+OnConflict = Annotated[
+    str,
+    typer.Option(
+        "--on-conflict",
+        metavar="HOW",
+        help="Two targets for one question: error refuses them, last takes the later one, keep takes both.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
 ModuleMap = Annotated[
     Path | None,
@@ -122,7 +131,7 @@ def parse_assignments(values: list[str]) -> dict[str, Any]:
     for value in values:
         name, separator, text = value.partition("=")
         if not separator or not name.strip():
-            raise SettingsError(f"--set {value!r} is not understood; write --set key=value, as in --set lambda=5")
+            raise SettingsError(f"--set {excerpt(value)} is not understood; write --set key=value, as in --set lambda=5")
         assignments[name.strip()] = text.strip()
     return assignments
 
@@ -150,12 +159,12 @@ def layers_asked(layers: str | None, trace_facts: str | None) -> tuple[tuple[int
 
 def read_templates(path: Path | None) -> tuple[str, ...] | None:
     """Context templates from a JSON list of texts."""
-    import json
+    from bluedit.storage.parsing import read_json
 
     if path is None:
         return None
     try:
-        templates = json.loads(path.read_text(encoding="utf-8"))
+        templates = read_json(path)
     except (OSError, ValueError) as error:
         raise SettingsError(f"the templates file {path} cannot be read: {error}") from error
     if not isinstance(templates, list) or not all(isinstance(template, str) for template in templates):

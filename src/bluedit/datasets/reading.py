@@ -16,7 +16,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
@@ -26,8 +26,9 @@ from pydantic_core import ErrorDetails
 
 from bluedit.datasets.cases import Case
 from bluedit.datasets.world import World
-from bluedit.errors import DatasetError, FactError, did_you_mean
-from bluedit.facts import Fact, conflicts
+from bluedit.errors import DatasetError, FactError, did_you_mean, excerpt, shortened
+from bluedit.facts import CONFLICT_MEND, Fact, OnConflict, conflicts, settle, told_relation
+from bluedit.storage.parsing import is_file, parse_json
 
 __all__ = [
     "KNOWN",
@@ -58,7 +59,7 @@ def _texts(value: Any, info: ValidationInfo) -> Any:
         return (value,)
     if re.fullmatch(r"\s*\[.*\]\s*", value, flags=re.DOTALL):
         try:
-            return _loads(value)
+            return parse_json(value)
         except json.JSONDecodeError as error:
             raise ValueError(f"is not a JSON list: {_fault(error)}; or put `|` between its texts") from error
     return tuple(text for text in value.split("|") if text.strip())
@@ -247,6 +248,9 @@ SCHEMAS: dict[str, type[Schema]] = {
 KNOWN: dict[str, type[Schema]] = SCHEMAS | {"known": KnownRecord}
 """What facts that a model knows already may come in: its rows ask for no edit, so they are no cases to edit or to score."""
 
+_LARGEST = 2**30
+"""Bytes of a file that is read whole; CounterFact with all its texts is 50 millions."""
+
 # -- how rows are cut out of a file --------------------------------------------------------------------------------
 
 
@@ -261,7 +265,7 @@ class _Row:
 
 def _json_rows(text: str) -> Iterator[_Row]:
     try:
-        records = _loads(text)
+        records = parse_json(text, surrogates=True)  # a row is told of those in its texts
     except json.JSONDecodeError as error:
         mend = "name the file .jsonl if it holds one record per line" if error.msg == "Extra data" else "mend it there"
         yield _Row(place=f"line {error.lineno}", problem=f"is not JSON: {_fault(error)}; {mend}")
@@ -279,14 +283,31 @@ def _jsonl_rows(text: str) -> Iterator[_Row]:
     for count, (number, line) in enumerate(lines, start=1):
         place = f"row {count} (line {number})"
         try:
-            row = _Row(place=place, record=_loads(line))
+            row = _Row(place=place, record=parse_json(line, surrogates=True))
         except json.JSONDecodeError as error:
             row = _Row(place=place, problem=f"is not JSON: {_fault(error)}; write one record per line")
         yield row
 
 
+def _separator(text: str) -> str:
+    """What separates the columns of a CSV: a comma, or what its header tells beyond doubt (a spreadsheet's own export)."""
+    header = text.lstrip("\r\n").partition("\n")[0]
+    if _header(header, ",") & {key for schema in KNOWN.values() for key in schema.required()}:
+        return ","
+    fitting = (one for one in (";", "\t") if any(_header(header, one).issuperset(row.required()) for row in KNOWN.values()))
+    return next(fitting, ",")
+
+
+def _header(line: str, separator: str) -> set[str]:
+    try:
+        return {cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])}
+    except csv.Error:
+        return set()
+
+
 def _csv_rows(text: str) -> Iterator[_Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    separator = _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     header: list[str] = []
     count = 0
     while True:
@@ -311,11 +332,12 @@ def _csv_rows(text: str) -> Iterator[_Row]:
         place = f"row {count} (line {line})"
         if len(cells) > len(header):
             excess = f"has {len(cells)} cells under {len(header)} columns"
-            yield _Row(place=place, problem=f"{excess}; put quotes around a text that holds a comma")
+            yield _Row(place=place, problem=f"{excess}; put quotes around a text that holds {_SEPARATORS[separator]}")
         else:
             yield _Row(place=place, record=dict(zip(header, cells, strict=False)))
 
 
+_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _CONTAINERS: dict[str, Callable[[str], Iterator[_Row]]] = {"json": _json_rows, "jsonl": _jsonl_rows, "csv": _csv_rows}
 
 
@@ -330,9 +352,14 @@ def _container(source: str, text: str) -> str:
 def _read_text(source: str) -> str:
     path = Path(source)
     try:
+        if "\0" in source:
+            raise DatasetError(source, ["is no name of a file: it holds a NUL character"])
         if path.is_dir():
             raise DatasetError(source, ["is a folder; name a file in it"])
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)  # not its size: that of a pipe or a device is 0
+        if len(content) > _LARGEST:
+            raise DatasetError(source, [f"is larger than {_LARGEST >> 20:,} MiB; cut it into several files"])
     except FileNotFoundError:
         raise DatasetError(source, ["there is no such file; check the path"]) from None
     except OSError as error:
@@ -345,16 +372,6 @@ def _read_text(source: str) -> str:
     if not text.strip():
         raise DatasetError(source, ["is empty; it should hold one record per edit"])
     return text
-
-
-def _loads(text: str) -> Any:
-    """The value that a JSON text holds; every failure is a `JSONDecodeError`, which knows its line."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise json.JSONDecodeError("A number too long, or lists nested too deep,", text, 0) from error
 
 
 def _fault(error: json.JSONDecodeError) -> str:
@@ -370,6 +387,7 @@ def read_cases(
     format: str | None = None,
     limit: int | None = None,
     schemas: Mapping[str, type[Schema]] = SCHEMAS,
+    on_conflict: OnConflict = "error",
 ) -> list[Case]:
     """The cases in a file, in its order, repetitions included.
 
@@ -379,6 +397,8 @@ def read_cases(
     - `format`: the schema, a name in :data:`SCHEMAS`; recognised from the rows' keys when left out.
     - `limit`: read the first so many rows only; what follows them is not validated.
     - `schemas`: those that are looked for.
+    - `on_conflict`: what becomes of rows of the user's own that contradict each other: `"error"` refuses them, with `"last"`
+      the later one wins, `"keep"` reads both.
 
     **Raises** :class:`~bluedit.errors.DatasetError` with every row that cannot be used, its place and the mend.
     """
@@ -387,7 +407,8 @@ def read_cases(
         raise DatasetError(source, [did_you_mean(format, schemas, what="format")])
     text = _read_text(source)
     container = _container(source, text)
-    return _cases(source, _CONTAINERS[container](text), format=format, limit=limit, container=container, schemas=schemas)
+    rows = _CONTAINERS[container](text)
+    return _cases(source, rows, format=format, limit=limit, container=container, schemas=schemas, on_conflict=on_conflict)
 
 
 def read_known(spec: str, limit: int | None = None) -> list[Case]:
@@ -399,7 +420,13 @@ def read_known(spec: str, limit: int | None = None) -> list[Case]:
     return read_dataset(spec, limit, schemas=KNOWN)
 
 
-def read_dataset(spec: str, limit: int | None = None, *, schemas: Mapping[str, type[Schema]] = SCHEMAS) -> list[Case]:
+def read_dataset(
+    spec: str,
+    limit: int | None = None,
+    *,
+    schemas: Mapping[str, type[Schema]] = SCHEMAS,
+    on_conflict: OnConflict = "error",
+) -> list[Case]:
     """The cases that a data set's name on the command line stands for.
 
     **Arguments**
@@ -408,21 +435,21 @@ def read_dataset(spec: str, limit: int | None = None, *, schemas: Mapping[str, t
       synthetic world's cases, optionally with the world's seed, that of the draw of cases, and a kind of subject:
       `world:zsre:7:1:person`. An existing file of exactly this name comes first.
     - `limit`: the first so many cases only.
-    - `schemas`: those that are looked for.
+    - `schemas`, `on_conflict`: see :func:`read_cases`.
 
     **Raises** :class:`~bluedit.errors.DatasetError` as :func:`read_cases`, and for names that are not known.
     """
     name, _, rest = spec.partition(":")
     # A single letter before the colon is a Windows drive, and a name with other signs in it a path.
-    if ":" not in spec or not re.fullmatch(r"[\w-]{2,}", name) or Path(spec).is_file():
-        return read_cases(spec, limit=limit, schemas=schemas)
+    if ":" not in spec or not re.fullmatch(r"[\w-]{2,}", name) or is_file(spec):
+        return read_cases(spec, limit=limit, schemas=schemas, on_conflict=on_conflict)
     if name == "world":
         return _world_cases(spec, *rest.split(":"), limit=limit)
     if name not in schemas:
         raise DatasetError(spec, [did_you_mean(name, [*schemas, "world"], what="data set")])
     if not rest:
         raise DatasetError(spec, [f"no file is named; write {name}:FILE"])
-    return read_cases(rest, format=name, limit=limit, schemas=schemas)
+    return read_cases(rest, format=name, limit=limit, schemas=schemas, on_conflict=on_conflict)
 
 
 def _world_cases(spec: str, format: str, *options: str, limit: int | None) -> list[Case]:
@@ -433,8 +460,8 @@ def _world_cases(spec: str, format: str, *options: str, limit: int | None) -> li
     if len(options) > 3:
         raise DatasetError(spec, [f"has too many parts; write world:{format}:WORLD:DRAW:KIND"])
     for seed in options[:2]:
-        if not re.fullmatch(r"-?[0-9]+", seed):
-            raise DatasetError(spec, [f"the seed {seed!r} is not a whole number; write world:{format}:0"])
+        if not re.fullmatch(r"-?[0-9]{1,18}", seed):
+            raise DatasetError(spec, [f"the seed {excerpt(seed)} is not a whole number; write world:{format}:0"])
     seeds = [int(seed) for seed in options[:2]] + [0, 0]
     world, kind = World(seeds[0]), options[2] if len(options) == 3 else None
     if kind is not None and kind not in world.subjects:
@@ -452,6 +479,7 @@ def _cases(
     limit: int | None,
     container: str = "json",
     schemas: Mapping[str, type[Schema]] = SCHEMAS,
+    on_conflict: OnConflict = "error",
 ) -> list[Case]:
     if limit is not None and limit < 1:
         raise DatasetError(source, [f"the limit is {limit}; ask for at least one case"])
@@ -473,14 +501,16 @@ def _cases(
             problems += [(row.place, _explain(detail, schema)) for detail in error.errors(include_url=False)]
         except FactError as error:
             problems.append((row.place, str(error)))
-    if schema.edited_together:
-        facts = [case.fact for case in cases]
+    facts = [case.fact for case in cases]
+    if schema.edited_together and on_conflict == "error":
         for one, other in conflicts(facts):
-            targets = f"the target {facts[other].target!r} where {places[one]} gives it {facts[one].target!r}"
-            problems.append((places[other], f"gives {facts[other].subject!r} {targets}; keep one of the two"))
+            targets = f"the target {excerpt(facts[other].target)} where {places[one]} gives it {excerpt(facts[one].target)}"
+            why = told_relation(facts[one], facts[other])
+            problem = f"gives {excerpt(facts[other].subject)} {targets}{why}; keep one of the two, or {CONFLICT_MEND}"
+            problems.append((places[other], problem))
     if problems:
         raise DatasetError(source, _grouped(problems))
-    return cases
+    return [cases[position] for position in settle(facts)] if schema.edited_together and on_conflict == "last" else cases
 
 
 def _recognise(source: str, rows: list[_Row], schemas: Mapping[str, type[Schema]]) -> type[Schema]:
@@ -493,14 +523,20 @@ def _recognise(source: str, rows: list[_Row], schemas: Mapping[str, type[Schema]
         return EditRow
     expected = EditRow.required()
     nearest = {key: difflib.get_close_matches(key, found - {*expected}, n=1) for key in expected if key not in found}
+    if len(found) == 1 and (parts := [one for one in (";", "\t") if one in next(iter(found))]):
+        problem = f"its columns seem to be separated by {_SEPARATORS[parts[0]]}, and are not those of any schema"
+        names = _some([shortened(name.strip(), 80) for name in next(iter(found)).split(parts[0])])
+        raise DatasetError(source, [f"{problem}: found {names}; expected for `edits`: {_listed(expected)}"])
     hints = [f" Is {close[0]!r} meant to be {key!r}?" for key, close in nearest.items() if close]
     unknown = (
-        f"looks like none of {_listed(schemas)}: found the keys {_listed(sorted(found))}; "
+        f"looks like none of {_listed(schemas)}: found the keys {_some([shortened(key, 80) for key in sorted(found)])}; "
         f"expected for `edits`: {_listed(expected)}.{''.join(hints)}"
     )
     raise DatasetError(source, [*_grouped((row.place, row.problem) for row in rows if row.problem), unknown])
 
 
+_SHOWN = 20
+"""Places and keys that a message lists."""
 _WANTED = {"string_type": "text", "tuple_type": "a list of texts", "model_type": "an object with keys"}
 
 
@@ -518,7 +554,7 @@ def _explain(detail: ErrorDetails, schema: type[Schema]) -> str:
         case "value_error":
             return quoted + detail["msg"].removeprefix("Value error, ")
         case kind if kind in _WANTED:
-            return f"{quoted}is {json.dumps(detail['input'])[:60]}; make it {_WANTED[kind]}"
+            return f"{quoted}is {shortened(json.dumps(detail['input']), 60)}; make it {_WANTED[kind]}"
         case _:
             return f"{quoted}cannot be used: {detail['msg']}; mend it there"
 
@@ -528,7 +564,12 @@ def _grouped(problems: Iterable[tuple[str, str]]) -> list[str]:
     places: dict[str, list[str]] = {}
     for place, problem in problems:
         places.setdefault(problem, []).append(place)
-    return [f"{_listed(where)}: {problem}" for problem, where in places.items()]
+    return [f"{_some(where)}: {shortened(problem, 1500)}" for problem, where in places.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names in a row; of very many the first ones."""
+    return _listed(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ Shapes: T target tokens over a batch's rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 
 from bluedit.datasets.cases import Case
-from bluedit.errors import DatasetError
+from bluedit.errors import DatasetError, FactError, NumericsError, excerpt
 from bluedit.evaluation.intervals import Estimate, bootstrap, share
 from bluedit.models import EditableModel
 from bluedit.models.budget import TokenBudget, in_batches, plain_budget
+from bluedit.models.generation import no_logits
 from bluedit.models.shared import Remainders, SharedBeginnings
 
 __all__ = ["SCORES", "Answer", "Scores", "answer_queries", "compare", "score_cases", "tally"]
@@ -52,6 +54,7 @@ def answer_queries(
     *,
     token_budget: int | None = None,
     progress: Callable[[int], object] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> dict[Query, Answer]:
     """Answer (prompt, target) pairs, each distinct one once.
 
@@ -59,18 +62,31 @@ def answer_queries(
 
     - `token_budget`: padded tokens in one forward pass, at most; found from the memory there is when left out.
     - `progress`: called with the number of queries answered, after each batch.
+    - `names`: what a prompt is called in messages, such as its case.
+
+    **Raises** :class:`~bluedit.errors.DatasetError` for a prompt or target that is too long, and
+    :class:`~bluedit.errors.NumericsError` naming the prompt after which the logits are not finite.
 
     **Cost**: one forward pass over each distinct prompt with all but the last token of a target, which targets of one token
     share, and over common beginnings of prompts once; logits where a target token is predicted, once.
     """
-    rows = _shared_rows(model, list(dict.fromkeys(queries)))
+    names = names or {}
+    distinct = list(dict.fromkeys(queries))
+    for query in distinct:
+        for text in query:
+            try:
+                model.text.check_length(text)
+            except FactError as error:
+                raise DatasetError("evaluation", [f"{names.get(query[0], 'a query')}: {error}"]) from error
+    rows = _shared_rows(model, distinct)
     longest = max(rows, key=lambda row: len(row.ids), default=None)
     if longest is not None and len(longest.ids) > model.context_length:
         prompt = next(iter(longest.answers))[0]
+        where = f"{names[prompt]}: " if prompt in names else ""
         raise DatasetError(
             "evaluation",
             [
-                f"the prompt {prompt[:60]!r}... takes {len(longest.ids)} tokens with its target; "
+                f"{where}the prompt {excerpt(prompt)} takes {len(longest.ids)} tokens with its target; "
                 f"the model takes {model.context_length}: shorten it"
             ],
         )
@@ -123,6 +139,8 @@ def _answer(model: EditableModel, rows: Sequence[_SharedRow], remainders: Remain
     start = 0
     for query, tokens in (pair for row in rows for pair in row.answers.items()):
         end = start + len(tokens)
+        if not all(map(math.isfinite, log_probs_T[start:end])):
+            raise NumericsError(no_logits(query[0]))
         answers[query] = Answer(sum(log_probs_T[start:end]) / len(tokens), tuple(correct_T[start:end]))
         start = end
     return answers
@@ -219,7 +237,9 @@ def score_cases(model: EditableModel, cases: Sequence[Case], *, progress: Callab
         raise DatasetError("evaluation", ["there are no cases to score"])
     queries = [query for case in cases for query in _queries(case)]
     total = len(set(queries))
-    answers = answer_queries(model, queries, progress=None if progress is None else lambda done: progress(done, total))
+    names = {prompt: f"case {excerpt(case.fact.id)}" for case in reversed(cases) for prompt, _ in _queries(case)}
+    report = None if progress is None else lambda done: progress(done, total)
+    answers = answer_queries(model, queries, progress=report, names=names)
     return tally([(case.fact.id, _outcomes(case, answers)) for case in cases])
 
 

@@ -22,16 +22,16 @@ settings.
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from bluedit.errors import RecipeError, SettingsError, did_you_mean
+from bluedit.errors import RecipeError, SettingsError, did_you_mean, shortened
 from bluedit.layers import parse_layers
 from bluedit.methods import Method
 from bluedit.methods import method as find_method
+from bluedit.storage.parsing import is_file, parse_toml, read_text
 from bluedit.strategies import strategy as find_strategy
 
 __all__ = ["Recipe", "Run", "find_recipe", "read_recipe"]
@@ -108,9 +108,8 @@ def find_recipe(name: str) -> Path:
 
     **Raises** :class:`~bluedit.errors.RecipeError` naming those that are there.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
+    if is_file(name):
+        return Path(name).expanduser()
     shipped = {
         str(file.relative_to(folder).with_suffix("")): file
         for folder in reversed(_FOLDERS)
@@ -118,7 +117,7 @@ def find_recipe(name: str) -> Path:
     }
     wanted = name.removeprefix("recipes/").removesuffix(".toml")
     if wanted not in shipped:
-        raise RecipeError(f"{name} is no file. {did_you_mean(wanted, shipped, what='recipe')}")
+        raise RecipeError(f"{shortened(name)} is no file. {did_you_mean(wanted, shipped, what='recipe')}")
     return shipped[wanted]
 
 
@@ -128,8 +127,8 @@ def read_recipe(path: Path) -> Recipe:
     **Raises** :class:`~bluedit.errors.RecipeError` with one line per problem.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        document = parse_toml(read_text(path))
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from error
     try:
         return Recipe.model_validate(document)

@@ -14,7 +14,6 @@ An experiment's folder:
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,10 +29,10 @@ from bluedit.experiments.recipes import Recipe, Run
 from bluedit.models import MODULE_MAPS, EditableModel
 from bluedit.patches import Patch
 from bluedit.reports.tables import markdown
-from bluedit.sessions import SESSION_MARKER, Session
+from bluedit.sessions import SESSION, SESSION_MARKER, Session
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.storage.documents import read_document, write_document
-from bluedit.storage.files import OutputKind, atomic_file, contents, remove_output, writable_target
+from bluedit.storage.files import OutputKind, atomic_file, contents, discard, remove_output, writable_target
 from bluedit.storage.locks import claimed
 from bluedit.strategies import BOUNDARY
 
@@ -150,7 +149,7 @@ class Experiment:
         result = self._result(name, run, patch, scores, seconds, batches)
         patch.save(self.folder / name / "patch.safetensors", replace=True)
         _write(self.folder / name / "result.json", result)
-        shutil.rmtree(saved)
+        discard(saved, SESSION)
         return result
 
     def _session(self, run: Run) -> Session:

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import AccurateGELUActivation, NewGELUActivation
 
-from bluedit.errors import ModelError
+from bluedit.errors import ModelError, NumericsError, excerpt
 from bluedit.models.budget import TokenBudget, in_batches, plain_budget
 from bluedit.models.maps import MODULE_MAPS, ModuleMap, read_module_map
 from bluedit.models.structure import Structure, discover
 from bluedit.models.tokens import Batch, Row, TextEncoder
-from bluedit.precision import wide
+from bluedit.precision import all_finite, wide
 
 __all__ = ["EditableModel", "Site", "StopForward", "context_length", "takes_positions", "tensor_fingerprint"]
 
@@ -36,6 +36,7 @@ Site = str
 attention's output projection, D) or `layer` (the hidden state after the whole layer, D). Where a norm, a gate or a scale
 stands between a projection and the residual, `mlp` and `attention` are before it."""
 
+_SITE_NAMES = {"layer": "hidden state", "mlp": "output of the MLP", "attention": "output of the attention"}
 _SPELLED_OUT = (NewGELUActivation, AccurateGELUActivation)
 _fused_gelu = partial(nn.functional.gelu, approximate="tanh")
 
@@ -67,6 +68,16 @@ def _check_resident(model: nn.Module) -> None:
         )
 
 
+def _check_finite(name: str, weight: Tensor) -> None:
+    """Raises :class:`~bluedit.errors.ModelError` for a weight that holds NaN or infinities."""
+    if weight.is_floating_point() and not all_finite(weight):
+        bad = int((~torch.isfinite(weight)).sum())
+        raise ModelError(
+            f"the weight {name} is not finite (NaN or infinite: {bad:,} of {weight.numel():,} numbers). The checkpoint is "
+            "damaged, or does not fit the type it is loaded in: fetch it again, or load it with --dtype float32"
+        )
+
+
 class StopForward(Exception):  # noqa: N818 (a signal, not an error)
     """Raised inside a forward pass once everything that was asked for has been seen."""
 
@@ -92,7 +103,8 @@ class EditableModel:
         named = read_module_map(module_map) if isinstance(module_map, (str, Path)) else module_map
         self.structure: Structure = discover(model, named)
         _check_resident(model)
-        self.text = TextEncoder(tokenizer, chat=chat)
+        rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[arg-type]
+        self.text = TextEncoder(tokenizer, chat=chat, context_length=self.context_length, vocabulary=rows)
 
     @classmethod
     def wrap(cls, model: PreTrainedModel | EditableModel, tokenizer: PreTrainedTokenizerBase | None = None) -> EditableModel:
@@ -153,6 +165,15 @@ class EditableModel:
     def matrix(self, layer: int) -> Tensor:
         """W of a layer, d_model x d_ff: a detached view of the stored weight."""
         return self.structure.oriented(self.weight(layer).detach())
+
+    def check_finite(self) -> None:
+        """Look at every weight once.
+
+        **Raises** :class:`~bluedit.errors.ModelError` naming the first that holds NaN or infinities.
+        **Cost** one pass over the weights, 50 ms a GiB.
+        """
+        for name, parameter in self.model.named_parameters():
+            _check_finite(name, parameter.detach())
 
     # -- looking in ------------------------------------------------------------------------------------------
 
@@ -306,6 +327,8 @@ class EditableModel:
 
         What lies above `layer` or after the subject is not computed. `token_budget`: padded tokens in one pass, at most;
         found from the memory there is when left out.
+
+        **Raises** :class:`~bluedit.errors.NumericsError` naming the text where it is not finite.
         """
         budget = plain_budget(self) if token_budget is None else TokenBudget(token_budget)
         results: list[Tensor | None] = [None] * len(rows)
@@ -326,7 +349,13 @@ class EditableModel:
             return seen[0]
 
         for chosen, states in in_batches([row.subject + 1 for row in rows], budget, run):
-            for index, state in zip(chosen, states, strict=True):
+            for index, state, finite in zip(chosen, states, torch.isfinite(states).all(1).tolist(), strict=True):
+                if not finite:
+                    text = excerpt(str(self.tokenizer.decode(list(rows[index].ids))))
+                    raise NumericsError(
+                        f"the {_SITE_NAMES.get(site, site)} of layer {layer} is not finite for the text {text}: the model's "
+                        "numbers overflow; load it in float32 or bfloat16 (--dtype)"
+                    )
                 results[index] = state
         width = self.structure.d_ff if site == "key" else self.structure.d_model
         return torch.stack(results) if results else torch.zeros(0, width)  # type: ignore[arg-type]
@@ -360,6 +389,8 @@ class EditableModel:
 
         Values are hashed in float32 at least, so a half-precision checkpoint has one fingerprint whether it was loaded in half
         or in single precision. Cost: one pass over the weights read.
+
+        **Raises** :class:`~bluedit.errors.ModelError` for a weight that is not finite.
         """
         digest = hashlib.sha256(self._config_bytes())
         embedded = set(map(id, self.model.get_input_embeddings().parameters()))
@@ -368,12 +399,14 @@ class EditableModel:
             if name in without:
                 continue
             if through is None or (self._at_or_below(name, through) and id(parameter) not in head):
+                _check_finite(name, parameter.detach())
                 digest.update(f"{name}{tuple(parameter.shape)}".encode())
                 digest.update(wide(parameter.detach()).contiguous().cpu().numpy().data)
         return digest.hexdigest()[:32]
 
     def weight_fingerprint(self, layer: int) -> str:
-        """A hash of one layer's edited weight, as :meth:`fingerprint` hashes it."""
+        """A hash of one layer's edited weight, as :meth:`fingerprint` hashes it, and refuses it."""
+        _check_finite(self.structure.weight_name(layer), self.weight(layer).detach())
         return tensor_fingerprint(self.weight(layer))
 
     def configuration_fingerprint(self) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from bluedit.errors import NumericsError, excerpt
 from bluedit.models.editable import EditableModel
 
-__all__ = ["generate"]
+__all__ = ["generate", "no_logits"]
 
 
 @torch.no_grad()
@@ -35,6 +38,8 @@ def generate(
     - `seed`: of the sampling. The caller's random state is left as it was.
     - `stop_at_end`: end a text at the model's end token. Otherwise that token is never chosen.
     - `plain`: continue the texts themselves, where prompts are otherwise put into a chat.
+
+    **Raises** :class:`~bluedit.errors.NumericsError` naming the prompt after which the logits are not finite.
     """
     if (max_new_tokens is None) == (max_length is None):
         raise TypeError("give max_new_tokens or max_length, one of the two")
@@ -66,6 +71,7 @@ def generate(
                 do_sample=top_k is not None,
                 top_k=top_k,
                 pad_token_id=pad,
+                logits_processor=[partial(_finite, [prompts[index] for index in chosen])],
             )
             for row, index in enumerate(chosen):
                 # What stands after the end is padding, which may be a token like any other.
@@ -73,6 +79,23 @@ def generate(
                 ids = added if answers_alone else [*encoded[index], *added]
                 results[index] = str(model.tokenizer.decode(ids, skip_special_tokens=True))
     return results
+
+
+def _finite(prompts: Sequence[str], _: Tensor, logits_BV: Tensor) -> Tensor:
+    """The logits as they are. NaN would be drawn from as if it were a number, or end in an error without a name."""
+    # The largest is NaN where any is; single tokens may be forbidden by minus infinity.
+    finite_B = torch.isfinite(logits_BV.amax(-1))
+    if not finite_B.all():
+        raise NumericsError(no_logits(prompts[int((~finite_B).nonzero()[0])]))
+    return logits_BV
+
+
+def no_logits(prompt: str) -> str:
+    """What to say where a model gives NaN or infinities after a prompt."""
+    return (
+        f"the model gives no finite logits after the prompt {excerpt(prompt)}: its numbers overflow, or an edit has ruined it; "
+        "load it in float32 or bfloat16 (--dtype), or evaluate it without the patch"
+    )
 
 
 def _end_tokens(model: EditableModel) -> frozenset[int]:

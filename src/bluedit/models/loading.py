@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
-from bluedit.errors import ModelError, SettingsError, did_you_mean, first_line
+from bluedit.errors import BlueditError, ModelError, SettingsError, did_you_mean, excerpt, first_line, shortened
 from bluedit.models.chat import Chat
+from bluedit.models.configuration import check_sizes, read_configuration
 from bluedit.models.editable import EditableModel
 from bluedit.models.maps import ModuleMap, read_module_map
+from bluedit.models.weight_files import read_weight_files
 from bluedit.zoo import EMBEDDED
 
 __all__ = [
@@ -35,6 +36,9 @@ DTYPES: dict[str, torch.dtype | str] = {
     "float16": torch.float16,
 }
 """The weight types a model can be edited in, by name; `auto` is the checkpoint's own."""
+
+_LONGEST_NAME = 4000
+"""Characters of a path; systems take no longer ones."""
 
 UNQUANTISED = (
     "a change cannot be added to them: load the checkpoint that they were made from, edit it in float32, bfloat16 or float16, "
@@ -62,15 +66,17 @@ def locate(name: str) -> Path | str:
     **Raises** :class:`~bluedit.errors.ModelError` for a file, and for a path that is not there.
     """
     path = Path(name).expanduser()
+    if len(name) > _LONGEST_NAME or "\0" in name:
+        raise ModelError(f"{excerpt(name)} is no name of a model")
     if path.is_dir():
         return path
     if path.is_file():
-        raise ModelError(f"{name} is a file; --model takes the folder that holds config.json and the weights")
+        raise ModelError(f"{shortened(name)} is a file; --model takes the folder that holds config.json and the weights")
     if name in EMBEDDED:
         return EMBEDDED[name]
     # A hub name is "owner/name" or a bare name; anything that looks like a path was meant as one.
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
-        raise ModelError(f"the model folder {name!r} does not exist")
+        raise ModelError(f"the model folder {excerpt(name)} does not exist")
     return name
 
 
@@ -98,10 +104,10 @@ def _check_folder(path: Path) -> None:
             f"{path} is not a model folder: it has no config.json; give a folder written by save_pretrained, "
             f"a hub name, or an embedded model ({', '.join(sorted(EMBEDDED))})"
         )
-    try:
-        json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path / 'config.json'} cannot be read: {error}") from error
+    read_configuration(path / "config.json")
+    if broken := read_weight_files(path).broken:
+        name, problem = next(iter(broken.items()))
+        raise ModelError(f"the model {str(path)!r} could not be loaded: {name} {problem}; fetch the folder again")
     if not any(path.glob("*.safetensors")):
         pickled = any(path.glob("*.bin"))
         raise ModelError(
@@ -141,7 +147,7 @@ def load_model(
 
     **Raises** :class:`~bluedit.errors.ModelError` when there is no such model or it cannot be edited.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
     source = resolve_model(str(name))
     if isinstance(module_map, (str, Path)):
@@ -153,33 +159,64 @@ def load_model(
     chosen = choose_dtype(dtype, target)
     placed = kwargs.get("device_map") is not None
     options = {"trust_remote_code": trust_remote_code}
-    try:
+    with _loading(name, "its configuration"):
+        check_sizes(PretrainedConfig.get_config_dict(source)[0], f"the configuration of {name}")
         config = AutoConfig.from_pretrained(source, **options)
-        if "quantization_config" not in kwargs and (kind := quantisation(config)):
-            raise ModelError(f"the weights of {name!r} are quantised ({kind}); {UNQUANTISED}")
+    if "quantization_config" not in kwargs and (kind := quantisation(config)):
+        raise ModelError(f"the weights of {name!r} are quantised ({kind}); {UNQUANTISED}")
+    with _loading(name, "its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        # Where there are no tokenizer files transformers makes up an empty tokenizer.
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+            raise ModelError(f"{name} holds no tokenizer; save it beside the model with tokenizer.save_pretrained")
         if chat:
             Chat.of(tokenizer)  # says what is missing before the weights are read
+    with _loading(name, "its weights"):
+        # With sizes that do not fit transformers raises an error that points to a table in its log: they are told below.
+        ignored = kwargs.pop("ignore_mismatched_sizes", False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=chosen, use_safetensors=True, output_loading_info=True, **options, **kwargs
+            source,
+            dtype=chosen,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+            **kwargs,
         )
         model, report = loaded
-    except ModelError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
-        raise ModelError(f"the model {name!r} could not be loaded: {first_line(error)}") from error
+    if not ignored and (mismatched := sorted(report["mismatched_keys"])):
+        weight, stored, wanted = mismatched[0]
+        raise ModelError(
+            f"the model {name!r} does not fit its config.json: the weight {weight} is {_shape(stored)} in the file, and "
+            f"{_shape(wanted)} by the configuration ({len(mismatched)} such weights); restore the folder"
+        )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"the model {name!r} lacks weights that its config.json asks for, such as {missing[0]}; restore the folder"
         )
-    # Where there are no tokenizer files transformers makes up an empty tokenizer.
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise ModelError(f"{name} holds no tokenizer; save it beside the model with tokenizer.save_pretrained")
     try:
         ready = (model if placed else model.to(target)).eval()
-        return EditableModel(ready, tokenizer, module_map=module_map, chat=chat)
+        editable = EditableModel(ready, tokenizer, module_map=module_map, chat=chat)
     except RuntimeError as error:  # a device of that number, or a backend, that is not there
         raise SettingsError(f"the model cannot be put on device {str(target)!r}: {first_line(error)}") from error
+    editable.check_finite()
+    return editable
+
+
+@contextlib.contextmanager
+def _loading(name: str, part: str) -> Generator[None]:
+    """Inside, what libraries make of files that are not what they should be becomes a :class:`~bluedit.errors.ModelError`."""
+    try:
+        yield
+    except (BlueditError, MemoryError):
+        raise
+    except Exception as error:  # their errors are of every kind; some are plain exceptions
+        reason = "a file is nested too deep" if isinstance(error, RecursionError) else first_line(error)
+        raise ModelError(f"the model {name!r} could not be loaded, at {part}: {reason}") from error
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -190,7 +227,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     try:
         target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     except RuntimeError as error:
-        raise SettingsError(f"there is no device {str(device)!r}; write cpu, cuda, cuda:1, mps or auto") from error
+        raise SettingsError(f"there is no device {excerpt(str(device))}; write cpu, cuda, cuda:1, mps or auto") from error
     if target.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"device {str(device)!r} asked for, but no GPU is at hand; use --device cpu")
     return target

@@ -6,17 +6,18 @@ is described by a file of the same four entries, read by :func:`read_module_map`
 
 from __future__ import annotations
 
-import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bluedit.errors import ModelError, did_you_mean
+from bluedit.errors import ModelError, did_you_mean, excerpt
+from bluedit.storage.parsing import parse_json, parse_toml, read_text
 
 __all__ = ["MODULE_MAPS", "ModuleMap", "read_module_map"]
 
+_LARGEST = 2**20
+"""Bytes of a map: it is four lines."""
 _Path = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
 
 
@@ -77,8 +78,8 @@ def read_module_map(path: str | Path) -> ModuleMap:
     """
     path = Path(path).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        text = read_text(path, _LARGEST)
+        document = parse_json(text) if path.suffix == ".json" else parse_toml(text)
     except (OSError, ValueError) as error:  # both formats' errors, and text that is not UTF-8, are ValueErrors
         raise ModelError(f"the module map {path} cannot be read: {error}") from error
     try:
@@ -95,4 +96,4 @@ def _problem(error: Any) -> str:
         return f"a module map is a table of {', '.join(ModuleMap.model_fields)}"
     if error["type"] == "missing":
         return f"{place} is missing; a module map names {', '.join(ModuleMap.model_fields)}"
-    return f"{place} is {error['input']!r}; write names joined by dots, as in {getattr(MODULE_MAPS[0], place)}"
+    return f"{place} is {excerpt(error['input'])}; write names joined by dots, as in {getattr(MODULE_MAPS[0], place)}"

@@ -9,12 +9,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bluedit.errors import FactError, ModelError
+from bluedit.errors import FactError, ModelError, excerpt
 from bluedit.facts import Fact
 from bluedit.models.chat import Chat
 
@@ -55,16 +56,31 @@ class TextEncoder:
     With `chat`, a prompt is a user's message in the model's chat template, a target the beginning of the answer. Special
     tokens are then those that the template writes, and no others.
 
+    **Arguments**
+
+    - `context_length`: tokens that the model takes. Texts with more characters than so many tokens can hold are refused before
+      they are tokenised, which can take minutes.
+    - `vocabulary`: how many tokens the model has embeddings for; any other token is refused.
+
     **Raises** :class:`~bluedit.errors.ModelError` for a tokenizer that tells no offsets, or that lacks a chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat: bool = False,
+        context_length: int | None = None,
+        vocabulary: int | None = None,
+    ) -> None:
         if not tokenizer.is_fast:
             raise ModelError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer, and only those tell where in the text a token "
                 "stands; load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
             )
         self.tokenizer = tokenizer
+        self.context_length = context_length
+        self._vocabulary = vocabulary
         self.chat = Chat.of(tokenizer) if chat else None
         probe = tokenizer("a", add_special_tokens=True)["input_ids"]
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -80,20 +96,49 @@ class TextEncoder:
         return self.prompts([text])[0]
 
     def prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """The ids of many prompts at once."""
+        """The ids of many prompts at once.
+
+        **Raises** :class:`~bluedit.errors.FactError` for one that is too long, see :meth:`check_length`.
+        """
+        for text in texts:
+            self.check_length(text)
         if self.chat is None:
             return self.documents([_without_end(text) for text in texts])
         return self._encode([self.chat.around(text.strip()) for text in texts])
 
-    def documents(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """The ids of texts as they are, chat or no chat, with the tokenizer's leading special tokens."""
-        return [self._prefix + ids for ids in self._encode(texts)]
+    def documents(self, texts: Sequence[str], length: int | None = None) -> list[tuple[int, ...]]:
+        """The ids of texts as they are, chat or no chat, with the tokenizer's leading special tokens.
+
+        `length`: only the first so many ids are wanted; characters that cannot be among them are not tokenised.
+        """
+        if length is None:
+            return [self._prefix + ids for ids in self._encode(texts)]
+        return [(self._prefix + ids)[:length] for ids in self._encode([self._beginning(text, length) for text in texts])]
+
+    def check_length(self, text: str) -> None:
+        """Look at how many characters a text has.
+
+        **Raises** :class:`~bluedit.errors.FactError` where they are more than the tokens of the model's context can hold.
+        """
+        tokens = self.context_length
+        if tokens is not None and len(self._beginning(text, tokens)) < len(text):
+            raise FactError(f"{excerpt(text)} is too long: the model takes {tokens:,} tokens; shorten it")
+
+    def _beginning(self, text: str, tokens: int) -> str:
+        """A text without the characters that `tokens` tokens cannot reach."""
+        return text if len(text) <= tokens else text[: tokens * self._longest_token]
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token, and no fewer than are usual: a tokenizer may join or drop some before it begins."""
+        return max(128, *map(len, self.tokenizer.get_vocab()))
 
     def target(self, text: str, prompt: str = "") -> tuple[int, ...]:
         """The ids of a target as it continues a prompt.
 
         **Raises** :class:`~bluedit.errors.FactError` when the vocabulary has nothing for it.
         """
+        self.check_length(text)
         text = text.strip()
         between = self.chat.joint if self.chat else joint(prompt, text)
         if (between, text) not in self._targets:
@@ -112,6 +157,7 @@ class TextEncoder:
 
     def subject_tokens(self, text: str, start: int, end: int) -> tuple[tuple[int, ...], range]:
         """The ids of a prompt, and the positions of those that hold its characters from `start` to `end`."""
+        self.check_length(text)
         prefix, shown, shift = self._prefix, _without_end(text), 0
         if self.chat is not None:
             prefix, shown = (), self.chat.around(text.strip())
@@ -123,12 +169,21 @@ class TextEncoder:
             if first < end + shift and last > start + shift and last > first
         ]
         if not touching:
-            raise FactError(f"no token of {text!r} holds its subject {text[start:end]!r}; check the spelling")
-        return prefix + tuple(encoded["input_ids"]), range(len(prefix) + touching[0], len(prefix) + touching[-1] + 1)
+            raise FactError(f"no token of {excerpt(text)} holds its subject {excerpt(text[start:end])}; check the spelling")
+        return prefix + self._known(encoded["input_ids"]), range(len(prefix) + touching[0], len(prefix) + touching[-1] + 1)
 
     def _encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """The ids of texts and nothing else."""
-        return [tuple(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+        return [self._known(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+    def _known(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Ids that the model has embeddings for."""
+        if self._vocabulary is not None and (largest := max(ids, default=0)) >= self._vocabulary:
+            raise ModelError(
+                f"the tokenizer gives token {largest:,}, and the model has embeddings for {self._vocabulary:,} only; it is "
+                "another model's tokenizer: save the right one beside the model"
+            )
+        return tuple(ids)
 
     def _continuation(self, between: str, text: str) -> tuple[int, ...]:
         """The ids of what comes after a prompt."""
@@ -142,7 +197,7 @@ class TextEncoder:
         if ids is None:
             ids = self._encode([text if self._adds_boundary and between == " " else between + text])[0]
         if not ids:
-            raise FactError(f"the target {text!r} has no tokens in this model's vocabulary")
+            raise FactError(f"the target {excerpt(text)} has no tokens in this model's vocabulary")
         return ids
 
     def _after(self, opening: str, text: str) -> tuple[int, ...] | None:
@@ -152,7 +207,7 @@ class TextEncoder:
         start = next((index for index, (_, last) in enumerate(offsets) if last > place), len(offsets))
         if start < len(offsets) and offsets[start][0] < place:
             return None
-        return tuple(encoded["input_ids"][start:])
+        return self._known(encoded["input_ids"][start:])
 
     def _starts_word(self, ids: tuple[int, ...]) -> bool:
         return str(self.tokenizer.convert_ids_to_tokens(ids[0])).startswith(_BOUNDARIES)

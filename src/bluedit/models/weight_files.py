@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -14,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bluedit.errors import excerpt
+from bluedit.storage.parsing import parse_json, read_json
+
 __all__ = ["StoredTensor", "WeightFiles", "is_weight_file", "read_weight_files", "stored_tensors"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin.index.json", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LARGEST_HEADER = 100_000_000
+"""Bytes; safetensors reads no larger one."""
 _LFS = b"version https://git-lfs"
 
 
@@ -65,8 +69,8 @@ def read_weight_files(folder: Path) -> WeightFiles:
         named = [_SINGLE]
     elif (folder / _INDEX).is_file():
         try:
-            named = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            named = sorted({_file_name(name) for name in read_json(folder / _INDEX)["weight_map"].values()})
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             broken[_INDEX] = f"cannot be read: {type(error).__name__}: {error}"
     numbers: Counter[str] = Counter()
     whole: list[str] = []
@@ -75,7 +79,7 @@ def read_weight_files(folder: Path) -> WeightFiles:
             try:
                 numbers.update(_numbers(folder / name))
                 whole.append(name)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 broken[name] = str(error) if isinstance(error, ValueError) else f"cannot be read: {error}"
     return WeightFiles(
         files=tuple(whole),
@@ -85,6 +89,12 @@ def read_weight_files(folder: Path) -> WeightFiles:
         others=tuple(name for name in there if name not in named),
         numbers=dict(numbers),
     )
+
+
+def _file_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{excerpt(name)} is no name of a file")
+    return name
 
 
 def _numbers(path: Path) -> Counter[str]:
@@ -112,11 +122,13 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
             raise ValueError("is a pointer of Git LFS, not the file itself; run git lfs pull")
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
+        if length > _LARGEST_HEADER:
+            raise ValueError("has a header that is not that of a safetensors file")
         if size < 8 or length > size - 8:
             raise ValueError(f"is truncated: {size:,} bytes end before its header does")
         try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError):
+            header = parse_json(file.read(length))
+        except ValueError:
             raise ValueError("has a header that is not that of a safetensors file") from None
     tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
     expected = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)

@@ -29,9 +29,11 @@ from bluedit.models.chat import Chat
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.models.matrices import oriented
 from bluedit.patches.changes import Change, LowRank, Masked, read_change, total
-from bluedit.storage.documents import document_text, parse_json
+from bluedit.precision import all_finite
+from bluedit.storage.documents import document_text, parse_object
 from bluedit.storage.files import OutputKind, atomic_file, atomic_folder, writable_target
 from bluedit.storage.hashes import DIGEST, check_seal, hash_tensors, seal
+from bluedit.storage.parsing import read_text, validation_problem
 from bluedit.storage.tensors import check_hashes
 
 __all__ = ["PATCH", "Manifest", "Patch", "WeightRecord", "applied_patches", "merge"]
@@ -251,8 +253,9 @@ class Patch:
         except DamagedFileError as error:
             raise PatchError(f"{error}; copy it again, or make the edit again") from error
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise PatchError(f"{source} is not a readable patch: {where}: {error.errors()[0]['msg']}") from error
+            raise PatchError(
+                f"{source} is not a readable patch: its manifest is wrong at {validation_problem(error)}"
+            ) from error
         changes = {name: _read_change(name, tensors, source) for name in manifest.weights}
         columns = {_columns(change) for change in changes.values()} - {None}
         if manifest.columns == "facts" and columns - {len(manifest.facts)}:
@@ -350,7 +353,14 @@ class _Ledger:
                 self.network.get_parameter(name).copy_(tensor)
 
     def _add(self, patch: Patch, name: str) -> None:
-        patch.changes[name].add_to(oriented(self.network, name, self.network.get_parameter(name)))
+        weight = self.network.get_parameter(name)
+        patch.changes[name].add_to(oriented(self.network, name, weight))
+        if not all_finite(weight.detach()):
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise PatchError(
+                f"{name} would not be finite with this patch: its numbers do not fit {dtype}; load the model in float32 "
+                "(--dtype float32), or look at the patch"
+            )
 
 
 def _history(name: str, patches: Sequence[Patch]) -> list[int]:
@@ -512,12 +522,14 @@ def _read_manifest(source: Path) -> dict[str, Any]:
         if source.is_dir():
             if not (source / _TENSORS).is_file():
                 raise PatchError(f"{source} is not a patch: it is a folder without {_TENSORS}")
-            return parse_json((source / MANIFEST_NAME).read_text(encoding="utf-8"), source / MANIFEST_NAME)
+            return parse_object(read_text(source / MANIFEST_NAME), source / MANIFEST_NAME)
         with safe_open(source, "pt") as file:
             metadata = file.metadata() or {}
         if "manifest" not in metadata:
             raise PatchError(f"{source} is no patch: it has no manifest; bluedit edit writes files that do")
-        return parse_json(metadata["manifest"], source)
+        return parse_object(metadata["manifest"], source)
+    except PatchError:
+        raise
     except DamagedFileError as error:
         raise PatchError(f"{error.source} is not a readable patch: it {error.problem}") from error
     except (SafetensorError, OSError, ValueError) as error:

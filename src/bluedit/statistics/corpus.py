@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bluedit.datasets.world import World
-from bluedit.errors import StatisticsError, did_you_mean
+from bluedit.errors import StatisticsError, did_you_mean, excerpt, first_line, shortened
 from bluedit.statistics.sharing import SharedStatistics
+from bluedit.storage.parsing import is_file, parse_json
 
 __all__ = ["Corpus", "read_corpus"]
 
@@ -74,8 +75,8 @@ def read_corpus(specification: str) -> Corpus:
     if kind == "hub":
         return _hub(specification, rest)
     path = Path(rest).expanduser()
-    if not path.is_file():
-        raise StatisticsError(f"the corpus file {rest!r} does not exist. {_FORMS}")
+    if not is_file(rest):
+        raise StatisticsError(f"the corpus file {excerpt(rest)} does not exist. {_FORMS}")
     if not path.stat().st_size:
         raise StatisticsError(f"the corpus file {rest!r} is empty. {_FORMS}")
     if kind == "stats":
@@ -87,8 +88,8 @@ def read_corpus(specification: str) -> Corpus:
 
 
 def _world(specification: str, seed: str) -> Corpus:
-    if not seed.isdigit():
-        raise StatisticsError(f"world:{seed} has no seed; a world is named by a number, as in world:0")
+    if not re.fullmatch("[0-9]{1,18}", seed):
+        raise StatisticsError(f"world:{shortened(seed, 80)} has no seed; a world is named by a number, as in world:0")
     identity = f"world:{seed}:{_WORLD_DOCUMENTS}"
     return Corpus(specification, identity, _WORLD_DOCUMENTS, lambda: World(int(seed)).corpus(_WORLD_DOCUMENTS))
 
@@ -107,7 +108,7 @@ def _json_lines(path: Path) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise StatisticsError(f"{path}, line {number}: not JSON ({error}); every line is one object") from error
         text = record.get("text") if isinstance(record, dict) else None
@@ -142,8 +143,7 @@ def _hub_texts(specification: str, name: str, config: str | None, revision: str 
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, StatisticsError):
             raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StatisticsError(f"{specification} cannot be read: {first}") from error
+        raise StatisticsError(f"{specification} cannot be read: {first_line(error)}") from error
 
 
 def _hashed(paths: Iterable[Path]) -> tuple[str, int]:

@@ -136,7 +136,7 @@ class Pass:
         if self._converged(until):
             return True
         for window in windows(texts, cursor.documents):
-            rows = [Row(ids[: self.max_length]) for ids in self.model.text.documents(window)]
+            rows = [Row(ids) for ids in self.model.text.documents(window, self.max_length)]
             for block in islice(blocks(rows), cursor.blocks, None):
                 self._add(block)
                 if after_block is not None:

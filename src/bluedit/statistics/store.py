@@ -135,11 +135,14 @@ class Statistics:
                     found[layer] = _load(path)
             missing = [layer for layer in missing if layer not in found]
         if not missing:
+            # A kill after they were stored may have left the pass that they are from.
+            for measured in (True, False):
+                files.partial(sorted(files.fingerprints), self.samples, measured, None).unlink(missing_ok=True)
             return Collection(found, self.samples)
         if starting is not None:
             starting(missing)
         others: list[None] = []
-        partial = files.partial(missing, self.samples, self.measured or self.until is not None, self.until)
+        partial = files.partial(sorted(missing), self.samples, self.measured or self.until is not None, self.until)
         with taking_turns(partial, lambda: others.append(None)):
             if not others:
                 return self._compute(model, files, missing, found, progress)

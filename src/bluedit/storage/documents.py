@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bluedit.errors import DamagedFileError
+from bluedit.errors import DamagedFileError, first_line
 from bluedit.storage.files import atomic_file
 from bluedit.storage.hashes import check_seal, seal
+from bluedit.storage.parsing import parse_json, read_text
 
-__all__ = ["document_text", "parse_document", "parse_json", "read_document", "write_document"]
+__all__ = ["document_text", "parse_document", "parse_object", "read_document", "write_document"]
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
@@ -31,28 +32,27 @@ def read_document(path: Path, *, sealed: bool = False) -> dict[str, Any]:
     **Raises** :class:`~bluedit.errors.DamagedFileError` when it is missing, cannot be read, or is not what was written.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError)
-        raise DamagedFileError(path, "is missing" if missing else f"cannot be read: {error}") from error
+        raise DamagedFileError(path, "is missing" if missing else f"cannot be read: {first_line(error)}") from error
     return parse_document(text, path, sealed=sealed)
 
 
 def parse_document(text: str, source: Path, *, sealed: bool = False) -> dict[str, Any]:
     """What :func:`read_document` does, of a text that was read already."""
-    return check_seal(parse_json(text, source), source, required=sealed)
+    return check_seal(parse_object(text, source), source, required=sealed)
 
 
-def parse_json(text: str, source: Path) -> dict[str, Any]:
+def parse_object(text: str, source: Path) -> dict[str, Any]:
     """The JSON object that a text holds.
 
     **Raises** :class:`~bluedit.errors.DamagedFileError` when it holds none.
     """
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        problem = "lists nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise DamagedFileError(source, f"is not JSON: {problem}") from error
+        document = parse_json(text)
+    except ValueError as error:
+        raise DamagedFileError(source, f"is not JSON: {first_line(error)}") from error
     if not isinstance(document, dict):
         raise DamagedFileError(source, "does not hold a JSON object")
     return document

@@ -34,6 +34,7 @@ __all__ = [
     "atomic_folder",
     "cache_folder",
     "contents",
+    "discard",
     "is_temporary",
     "remove_output",
     "separate",
@@ -115,6 +116,18 @@ def remove_output(path: Path, kind: OutputKind) -> None:
     aside = _temporary(path.resolve())
     path.resolve().rename(aside)
     _remove(aside)
+
+
+def discard(path: Path, kind: OutputKind) -> None:
+    """Remove what bluedit wrote of an output, and folders that are then empty; what else is in it stays."""
+    for name in sorted(kind.owned(path) or (), reverse=True):
+        if not name.endswith("/"):
+            (path / name).unlink(missing_ok=True)
+    for name in [name for name in contents(path) if is_temporary(name)]:
+        (path / name).unlink(missing_ok=True)
+    for folder, _, _ in os.walk(path, topdown=False):
+        with contextlib.suppress(OSError):  # not empty
+            Path(folder).rmdir()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bluedit.errors import DamagedFileError
-from bluedit.storage.documents import parse_json
+from bluedit.storage.documents import parse_object
 from bluedit.storage.files import atomic_file
 from bluedit.storage.hashes import DIGEST, check_seal, hash_tensor, hash_tensors, seal
 
@@ -67,7 +67,7 @@ def read_tensors(path: Path, *, key: str | None = None) -> TensorFile:
         if any(f'"{_HASHES}"' in text for text in metadata.values()):
             raise DamagedFileError(path, "is damaged: its hashes are there, but not under their name")
         return TensorFile(tensors, metadata, None)
-    about = parse_json(metadata[_ABOUT], path)
+    about = parse_object(metadata[_ABOUT], path)
     digest = about.get(DIGEST)
     about = check_seal(about, path, required=True)
     if about[_KEY] != key:

@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bluedit.errors import SettingsError, did_you_mean
+from bluedit.errors import NumericsError, SettingsError, did_you_mean, excerpt
 from bluedit.models import EditableModel, Row
 from bluedit.models.editable import Site
+from bluedit.models.generation import no_logits
 from bluedit.models.prefix import SuffixBatch
 from bluedit.models.tokens import Batch
 
@@ -171,6 +172,8 @@ def trace_fact(
 
     Noise is seeded by the prompt beside the settings' seed, so that a fact's trace depends on no other fact.
 
+    **Raises** :class:`~bluedit.errors.NumericsError` naming the fact whose logits are not finite.
+
     **Cost**: per site S T runs from each of the L layers upwards, over the tokens from the subject on.
     """
     depth, length, first = model.structure.depth, len(question.ids), question.subject.start
@@ -199,6 +202,8 @@ def trace_fact(
                     chosen = range(begin, min(begin + step, tokens.stop))
                     values = _restore(model, run, noise_STD[:, first:], clean, site, layers, chosen, question)
                     restored[site][chosen.start : chosen.stop, layer] = values
+    if not all(np.isfinite(values).all() for values in (clean.probability, corrupted, *restored.values())):
+        raise NumericsError(f"tracing fact {excerpt(question.id)}: {no_logits(question.prompt)}")
     return FactTrace(
         id=question.id,
         prompt=question.prompt,

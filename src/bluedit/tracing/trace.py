@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from bluedit.datasets.cases import Case
-from bluedit.errors import DamagedFileError, DatasetError, FactError, InputError, SettingsError
+from bluedit.errors import DamagedFileError, DatasetError, FactError, InputError, SettingsError, excerpt
 from bluedit.evaluation.intervals import Estimate, bootstrap
 from bluedit.evaluation.scoring import answer_queries
 from bluedit.models import EditableModel
@@ -57,6 +57,8 @@ _UNDER_WAY = "traced.jsonl"
 _TENSORS = "restored.safetensors"
 _WRITTEN = re.compile(r"trace\.json|traced\.jsonl|restored\.safetensors|(average|layers|fact-\d+)\.png")
 _FORMAT = 1
+_SHOWN = 5
+"""Facts that cannot be traced, and are named where none can."""
 
 
 def groups(length: int, subject: range) -> dict[str, range]:
@@ -275,7 +277,8 @@ def _trace(
             "trace",
             [
                 f"the model knows none of the {len(placed) + len(refused)} facts (its greedy answer is another object), so "
-                "there is nothing to trace; give facts that it was trained on"
+                "there is nothing to trace; give facts that it was trained on",
+                *(f"fact {excerpt(name)} cannot be traced: {reason}" for name, reason in list(refused.items())[:_SHOWN]),
             ],
         )
     deviation = _deviation(model, placed)

@@ -134,7 +134,7 @@ def _rows(model: EditableModel, cases: Sequence[Case], rng: random.Random, left_
             model.text.row(fact, with_target=True)
             model.text.target(case.true_target or fact.target, fact.text)
         except FactError:
-            left_out["without tokens for subject or target"] += 1
+            left_out["too long, or without tokens for subject or target"] += 1
             continue
         # Asked twice, a question would be given two objects, which no edit can hold.
         asked = {(question, fact.subject) for question in (fact.relation, fact.prompt) if question}
