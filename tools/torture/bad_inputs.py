@@ -165,7 +165,7 @@ ROWS: tuple[Row, ...] = (
     Row(_FACTS + "{file:utf16.json}", "UTF-16", ("utf-8",)),
     Row(_FACTS + "{file:deep.json}", "lists nested 100,000 deep", ("nested",)),
     Row(_FACTS + "{file:deep.jsonl}", "objects nested 100,000 deep", ("nested",)),
-    Row(_FACTS + "{file:deep-strings.json}", "a prompt that is 900 lists", ("prompt",)),
+    Row(_FACTS + "{file:deep-strings.json}", "a prompt that is 900 lists", (("prompt", "nested"),)),
     Row(_FACTS + "{file:number.json}", "a number in place of a list", ("list",)),
     Row(_FACTS + "{file:long-number.json}", "a number of 100,000 digits", ("number",)),
     Row(_FACTS + "{file:string.json}", "a text in place of a list", ("list",)),
@@ -203,8 +203,8 @@ ROWS: tuple[Row, ...] = (
     Row(_FACTS + "{file:control-id.jsonl}", "control characters in ids and subjects", (), (0, 2)),
     Row(_FACTS + "{file:control-wrong.jsonl}", "control characters beside a missing target", ("target",)),
     Row(_FACTS + "{file:control-conflict.jsonl}", "control characters in a message", (("keep one", "on-conflict"),)),
-    Row(_FACTS + "{file:semicolon.csv}", "a CSV with semicolons", (";",)),
-    Row(_FACTS + "{file:tab.csv}", "a CSV with tabs", ("tab",)),
+    Row(_FACTS + "{file:semicolon.csv}", "a CSV with semicolons", (";",), (0, 2)),
+    Row(_FACTS + "{file:tab.csv}", "a CSV with tabs", ("tab",), (0, 2)),
     Row(_FACTS + "{file:open-quote.csv}", "an open quote", ("quotes",)),
     Row(_FACTS + "{file:many-cells.csv}", "more cells than columns", ("5 cells",)),
     Row(_FACTS + "{file:same-column.csv}", "a column twice", ("twice",)),
@@ -423,7 +423,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         _FACTS + "{facts} --force",
         "a folder of somebody else",
-        (("thesis.tex", "other things"),),
+        (("thesis.tex", "not a patch"),),
         before=(("out/thesis.tex", "x"),),
     ),
     Row(_FACTS + "{facts} --force", "a file of somebody else", (), before=(("out", "my thesis"),)),
@@ -499,7 +499,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "patch apply {patch} --model {model} --out proj --force",
         "a project of somebody else",
-        ("thesis.tex",),
+        (("thesis.tex", "proj is not"),),
         before=(("proj/config.json", "{}"), ("proj/thesis.tex", "x")),
     ),
     Row(
