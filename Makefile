@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two workers for two cores, one thread each: small matrices gain nothing from more, and threads that share a core lose much.
 TEST_WORKERS ?= 2
+TORTURE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format zoo sweep bench clean
+.PHONY: help demo test check format zoo sweep bench torture clean
 
 help: ## list what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,6 +51,9 @@ sweep: $(VENV)/.installed ## the sweep that chose gpt2-mini's layers and setting
 bench: $(VENV)/.installed ## the benchmarks: against the textbook, and batch after batch
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/session_batches.py
+
+torture: $(VENV)/.installed ## damaged files, kills, full disks, bad inputs: ten minutes; TORTURE_ARGS=--long for all (an hour)
+	PYTHONPATH=tools $(BIN)/python -m torture --workers $(TEST_WORKERS) $(TORTURE_ARGS)
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
