@@ -19,9 +19,9 @@ from bluedit import Settings, edit
 from bluedit.datasets import read_dataset
 from bluedit.evaluation import Scores, compare, score_cases
 from bluedit.facts import Fact
-from bluedit.storage.files import atomic_file
 from bluedit.known import lookup
 from bluedit.models import EditableModel, load_model
+from bluedit.storage.files import atomic_file
 from bluedit.values import context_templates, fact_states, optimise_values
 from bluedit.values.starts import predict_deltas
 

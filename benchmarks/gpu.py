@@ -28,10 +28,10 @@ from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig
 
 import bluedit
 from bluedit.datasets import read_dataset
-from bluedit.storage.files import atomic_file
 from bluedit.methods import Settings
 from bluedit.models import EditableModel, load_model
 from bluedit.statistics import SecondMoment, Statistics
+from bluedit.storage.files import atomic_file
 from bluedit.values import context_templates, optimise_values
 
 SHAPES: dict[str, tuple[Callable[[], Any], tuple[int, int]]] = {

@@ -18,11 +18,11 @@ import torch
 import bluedit
 from bluedit.datasets import read_dataset
 from bluedit.facts import Fact
-from bluedit.storage.files import atomic_file
 from bluedit.methods import Settings
 from bluedit.models import EditableModel, load_model
 from bluedit.sessions import Session
 from bluedit.solvers import InverseMetric
+from bluedit.storage.files import atomic_file
 from bluedit.values import context_templates, optimise_values
 
 RESULTS = Path(__file__).parent / "results" / "growth.json"

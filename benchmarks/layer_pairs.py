@@ -18,8 +18,8 @@ from typing import Any
 from bluedit.datasets import read_dataset
 from bluedit.editing import Metrics, plan_edit, run_batch
 from bluedit.evaluation import score_cases
-from bluedit.storage.files import atomic_file
 from bluedit.models import load_model
+from bluedit.storage.files import atomic_file
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 from bluedit.datasets import read_dataset
-from bluedit.storage.files import atomic_file
 from bluedit.methods import METHODS
 from bluedit.models import load_model
 from bluedit.sessions import Session
 from bluedit.solvers import SECOND_MOMENT, InverseMetric, shrink
+from bluedit.storage.files import atomic_file
 from bluedit.strategies import BOUNDARY
 
 RESULTS = Path(__file__).parent / "results" / "session_batches.json"

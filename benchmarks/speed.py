@@ -43,11 +43,11 @@ import bluedit
 from bluedit.datasets import World, read_dataset
 from bluedit.evaluation import score_cases
 from bluedit.facts import Fact
-from bluedit.storage.files import atomic_file
 from bluedit.methods import Settings
 from bluedit.models import EditableModel, load_model
 from bluedit.solvers import InverseMetric
 from bluedit.statistics import SecondMoment, Statistics, second_moments
+from bluedit.storage.files import atomic_file
 from bluedit.values import context_templates, optimise_values
 
 HERE = Path(__file__).parent

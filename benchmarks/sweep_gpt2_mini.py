@@ -17,8 +17,8 @@ from typing import Any
 from bluedit.datasets import Case, read_dataset
 from bluedit.editing import edit
 from bluedit.evaluation import score_cases
-from bluedit.storage.files import atomic_file
 from bluedit.models import EditableModel, load_model
+from bluedit.storage.files import atomic_file
 from bluedit.zoo import EMBEDDED
 from bluedit.zoo.card import write_card
 

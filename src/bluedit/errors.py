@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-_SHOWN = 50
+_SHOWN = 20
 """Problems of one file that a message tells; all are in `problems`."""
 
 

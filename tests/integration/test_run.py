@@ -17,6 +17,7 @@ from bluedit.models import EditableModel
 from bluedit.patches import Patch
 from bluedit.sessions import session as session_module
 from bluedit.storage import tensors as storage_tensors
+from bluedit.storage.documents import read_document
 
 pytestmark = pytest.mark.filterwarnings("ignore:the change of layer")
 
@@ -75,7 +76,7 @@ def test_an_experiment_writes_its_table_and_leaves_the_model(
 ) -> None:
     folder = tmp_path / "out"
     document = experiment(folder).run()
-    assert json.loads((folder / "table.json").read_text()) == json.loads(json.dumps(document))
+    assert read_document(folder / "table.json", sealed=True, kind="table") == json.loads(json.dumps(document))
     assert [run["label"] for run in document["runs"]] == [
         "memit, even",
         "memit + BLUE",
@@ -157,7 +158,7 @@ def test_results_of_another_recipe_or_model_are_not_mixed(
             other.run()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="other things in it"):
+    with pytest.raises(ValueError, match=r"is not an empty folder \(it holds thesis\.tex\)"):
         Experiment(first.recipe, first.model, tmp_path / "mine").run()
 
 

@@ -571,6 +571,11 @@ def _originals(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     write_tensors(path / "originals.safetensors", tensors)
 
 
+def _dangle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
 _WEIGHT = "transformer.h.1.mlp.c_proj.weight"
 
 RECORD_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -586,6 +591,8 @@ RECORD_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no patch": (lambda path: _index(path, []), "does not name this model's weights"),
     "no JSON": (lambda path: (path / "applied.json").write_text("{"), "is damaged"),
+    "index lost": (lambda path: (path / "applied.json").unlink(), "is missing: the record of applied patches is damaged"),
+    "index is a dangling link": (lambda path: _dangle(path / "applied.json"), "is missing: the record of applied patches"),
     "no index": (lambda path: (path / "applied.json").write_text("[]"), "is damaged"),
     "no originals": (lambda path: (path / "originals.safetensors").unlink(), "is damaged"),
     "truncated originals": (lambda path: (path / "originals.safetensors").write_bytes(b"123"), "is damaged"),

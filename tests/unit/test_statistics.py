@@ -19,7 +19,7 @@ from bluedit import SECOND_MOMENT, Settings, Statistics, World, read_corpus
 from bluedit.errors import NumericsError, StatisticsError
 from bluedit.models import Batch, EditableModel, Row
 from bluedit.solvers import InverseMetric
-from bluedit.statistics import Pass, SecondMoment, SharedStatistics, moments, packing, second_moments
+from bluedit.statistics import Pass, SecondMoment, SharedStatistics, moments, packing, second_moments, store
 from bluedit.statistics.convergence import is_due, measure
 from bluedit.statistics.corpus import Corpus
 
@@ -309,6 +309,32 @@ def test_a_damaged_unfinished_pass_is_refused(tiny_gpt2: EditableModel, corpus: 
         statistics.moments(tiny_gpt2, LAYERS)
     partial.unlink()
     assert set(statistics.moments(tiny_gpt2, LAYERS)) == set(LAYERS)
+
+
+@pytest.mark.parametrize("stored", [1, 2])
+def test_a_kill_while_moments_are_stored_leaves_no_pass_behind(
+    tiny_gpt2: EditableModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: int
+) -> None:
+    """The next call ends with the same bits, and removes the pass that they are from."""
+    whole = Statistics(corpus, folder=tmp_path / "whole").moments(tiny_gpt2, LAYERS)
+    statistics, plain, calls = Statistics(corpus, folder=tmp_path / "killed", save_every=0), store.write_tensors, [0]
+
+    def kill(path: Path, *arguments: Any, **options: Any) -> str:
+        digest = plain(path, *arguments, **options)
+        if ".partial" not in path.name:
+            calls[0] += 1
+            if calls[0] == stored:
+                raise KeyboardInterrupt
+        return digest
+
+    with monkeypatch.context() as killing:
+        killing.setattr(store, "write_tensors", kill)
+        with pytest.raises(KeyboardInterrupt):
+            statistics.moments(tiny_gpt2, LAYERS)
+    assert list((tmp_path / "killed").glob("*.partial.safetensors"))
+    again = statistics.moments(tiny_gpt2, LAYERS)
+    assert all(torch.equal(again[layer].matrix_FF, whole[layer].matrix_FF) for layer in LAYERS)
+    assert not list((tmp_path / "killed").glob("*.partial.safetensors"))
 
 
 # -- the store -----------------------------------------------------------------------------------------------------

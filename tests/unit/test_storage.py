@@ -207,3 +207,30 @@ def test_without_a_place_for_locks_there_is_none(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("BLUEDIT_CACHE", str(tmp_path / "file" / "cache"))
     with claimed(tmp_path / "out"), taking_turns(tmp_path / "out"):
         pass
+
+
+def test_document_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
+    write_document(tmp_path / "before.json", {"scores": {}}, kind="before")
+    write_document(tmp_path / "result.json", {"scores": {}}, kind="result")
+    assert read_document(tmp_path / "before.json", kind="before") == {"scores": {}}
+    (tmp_path / "before.json").replace(tmp_path / "result.json")
+    with pytest.raises(DamagedFileError, match="is another document"):
+        read_document(tmp_path / "result.json", kind="result")
+
+
+def test_seal_that_was_emptied_is_refused(tmp_path: Path) -> None:
+    """The last of two equal keys counts: a second `digest` would take the first one away."""
+    write_document(tmp_path / "a.json", {"seed": 7})
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text.rstrip().removesuffix("}") + ', "digest": null}')
+    with pytest.raises(DamagedFileError, match="its hash differs"):
+        read_document(tmp_path / "a.json")
+
+
+def test_tensor_file_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "one", TENSORS, key="one")
+    write_tensors(tmp_path / "two", TENSORS, key="two")
+    assert read_tensors(tmp_path / "one", key="one").digest is not None
+    (tmp_path / "one").replace(tmp_path / "two")
+    with pytest.raises(DamagedFileError, match="is another file"):
+        read_tensors(tmp_path / "two", key="two")

@@ -104,8 +104,14 @@ def main() -> None:
 def _fail(message: str, code: int) -> NoReturn:
     from bluedit.reports.text import visible
 
-    print(f"error: {visible(message)}", file=sys.stderr)
+    text = visible(message)
+    if len(text) > _LONGEST_MESSAGE:  # names and paths of the user's may be of any length
+        text = f"{text[:_LONGEST_MESSAGE]}... ({len(text) - _LONGEST_MESSAGE:,} more characters)"
+    print(f"error: {text}", file=sys.stderr)
     sys.exit(code)
+
+
+_LONGEST_MESSAGE = 3500
 
 
 def _stopped(stop: KeyboardInterrupt) -> NoReturn:

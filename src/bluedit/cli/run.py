@@ -62,7 +62,7 @@ def run(
     from bluedit.storage.files import writable_target
 
     folder = out or Path("runs") / chosen.name
-    if folder.exists():
+    if force and folder.exists():
         writable_target(folder, replace=True, kind=EXPERIMENT)
     with console.bars(f"loading {chosen.model}") as bars:
         editable = load_model(

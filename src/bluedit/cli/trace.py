@@ -75,7 +75,7 @@ def trace(
     from bluedit.tracing.kept import remember
     from bluedit.tracing.trace import TRACE, trace_cases
 
-    if out and out.exists():
+    if out and force and out.exists():
         writable_target(out, replace=True, kind=TRACE)
     with console.bars(f"loading {model}") as bars:
         editable = load_model(

@@ -83,7 +83,7 @@ class Experiment:
         results: dict[str, dict[str, Any]] = {}
         for name, run in runs:
             path = self.folder / name / "result.json"
-            results[name] = _read(path) if path.is_file() else self._run(name, run, cases, progress)
+            results[name] = _read(path, name) if path.is_file() else self._run(name, run, cases, progress)
         document = {
             "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
             "model_fingerprint": self.fingerprint,
@@ -91,7 +91,7 @@ class Experiment:
             "runs": [{key: value for key, value in result.items() if key != "outcomes"} for result in results.values()],
             "blue_against_own": self._compare(results),
         }
-        _write(self.folder / "table.json", document)
+        _write(self.folder / "table.json", document, "table")
         with atomic_file(self.folder / "table.md") as temporary:
             temporary.write_text(markdown(document), encoding="utf-8")
         return document
@@ -106,22 +106,22 @@ class Experiment:
             claim["module_map"] = self.model.structure.map.model_dump()
         path = self.folder / RECIPE_MARKER
         if path.is_file():
-            if _read(path) != claim:
+            if _read(path, "recipe") != claim:
                 raise RecipeError(
                     f"{self.folder} holds results of another recipe, or of another model; choose another folder with --out, or "
                     "say --force to lose them"
                 )
             return
         writable_target(self.folder, replace=True)
-        _write(path, claim)
+        _write(path, claim, "recipe")
 
     def _before(self, cases: Sequence[Case], progress: Progress) -> dict[str, Any]:
         path = self.folder / "before.json"
         if not path.is_file():
             scores = score_cases(self.model, cases, progress=lambda done, total: progress("scoring, unedited", done, total))
             tag = self._protocol(cases)
-            _write(path, {"scores": scores.as_dict(), "protocol": tag})
-        return _read(path)
+            _write(path, {"scores": scores.as_dict(), "protocol": tag}, "before")
+        return _read(path, "before")
 
     def _run(self, name: str, run: Run, cases: Sequence[Case], progress: Progress) -> dict[str, Any]:
         """One run from where it was left, to its result."""
@@ -148,7 +148,7 @@ class Experiment:
             session.undo(len(session))
         result = self._result(name, run, patch, scores, seconds, batches)
         patch.save(self.folder / name / "patch.safetensors", replace=True)
-        _write(self.folder / name / "result.json", result)
+        _write(self.folder / name / "result.json", result, name)
         discard(saved, SESSION)
         return result
 
@@ -244,20 +244,20 @@ def _outcomes(result: Mapping[str, Any]) -> Scores:
     return Scores({}, cases)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, kind: str) -> dict[str, Any]:
     try:
-        return read_document(path)
+        return read_document(path, kind=kind)
     except DamagedFileError as error:
         raise RecipeError(f"{error}; remove it, and what it holds is computed again") from error
 
 
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    write_document(path, document)
+def _write(path: Path, document: Mapping[str, Any], kind: str) -> None:
+    write_document(path, document, kind=kind)
 
 
 def _owned(path: Path) -> list[str] | None:
     try:
-        document = read_document(path / RECIPE_MARKER)
+        document = read_document(path / RECIPE_MARKER, kind="recipe")
     except DamagedFileError:
         return None
     ours = "recipe" in document and "model_fingerprint" in document

@@ -9,6 +9,7 @@ A model that is not in a folder, or is written in another precision than the fol
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -163,6 +164,11 @@ def read_ledger(model: EditableModel, path: str | Path) -> tuple[Patch, ...]:
     """
     ledger = Path(path).expanduser() / _FOLDER
     if not (ledger / _INDEX).is_file():
+        if (ledger / _ORIGINALS).exists() or os.path.lexists(ledger / _INDEX):
+            raise PatchError(
+                f"{ledger / _INDEX} is missing: the record of applied patches is damaged, and what is applied is not known; go "
+                "back to the unpatched checkpoint instead"
+            )
         return ()
     try:
         record = read_document(ledger / _INDEX)

@@ -133,6 +133,10 @@ class Statistics:
                 path = files.moment(layer, self.samples)
                 if path.exists():
                     found[layer] = _load(path)
+            stored = [layer for layer in missing if layer in found]
+            if len(stored) < len(missing) and files.partial(sorted(missing), self.samples, self.measured, None).exists():
+                # A kill while they were stored left the pass that all of them are from.
+                found = {layer: moment for layer, moment in found.items() if layer not in stored}
             missing = [layer for layer in missing if layer not in found]
         if not missing:
             # A kill after they were stored may have left the pass that they are from.

@@ -15,10 +15,16 @@ from bluedit.storage.parsing import parse_json, read_text
 __all__ = ["document_text", "parse_document", "parse_object", "read_document", "write_document"]
 
 
-def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document with its hash, whole or not at all."""
+_KIND = "document"
+
+
+def write_document(path: Path, document: Mapping[str, Any], *, kind: str | None = None) -> None:
+    """Write a document with its hash, whole or not at all.
+
+    `kind` says what it is, so that one in the place of another is noticed.
+    """
     with atomic_file(path) as temporary:
-        temporary.write_text(document_text(document), encoding="utf-8")
+        temporary.write_text(document_text(document if kind is None else {_KIND: kind, **document}), encoding="utf-8")
 
 
 def document_text(document: Mapping[str, Any]) -> str:
@@ -26,8 +32,10 @@ def document_text(document: Mapping[str, Any]) -> str:
     return json.dumps(seal(document), indent=1, ensure_ascii=False) + "\n"
 
 
-def read_document(path: Path, *, sealed: bool = False) -> dict[str, Any]:
-    """Read a document of :func:`write_document`, or, unless it has to be `sealed`, one of an earlier version without a hash.
+def read_document(path: Path, *, sealed: bool = False, kind: str | None = None) -> dict[str, Any]:
+    """Read a document of :func:`write_document`, with the `kind` it was written with.
+
+    Unless it has to be `sealed`, it may be one of an earlier version, without a hash and a kind.
 
     **Raises** :class:`~bluedit.errors.DamagedFileError` when it is missing, cannot be read, or is not what was written.
     """
@@ -36,7 +44,10 @@ def read_document(path: Path, *, sealed: bool = False) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError)
         raise DamagedFileError(path, "is missing" if missing else f"cannot be read: {first_line(error)}") from error
-    return parse_document(text, path, sealed=sealed)
+    document = parse_document(text, path, sealed=sealed)
+    if document.pop(_KIND, kind) != kind:
+        raise DamagedFileError(path, "is another document, put in its place")
+    return document
 
 
 def parse_document(text: str, source: Path, *, sealed: bool = False) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import shutil
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,13 +60,21 @@ class OutputKind:
             return
         owned = self.owned(path)
         if owned is None:
-            raise InputError(f"{path} is not {self.name}, and is not replaced; choose another name, or remove it yourself")
-        if path.is_dir() and (foreign := [name for name in contents(path) if name not in owned and not is_temporary(name)]):
-            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            inside = f" (it holds {_some(contents(path))})" if path.is_dir() else ""
             raise InputError(
-                f"{path} holds what bluedit did not write ({', '.join(foreign[:3])}{more}), and is not replaced; move that "
-                "away, or choose another name"
+                f"{path} is not {self.name}{inside}, and is not replaced; choose another name, or remove it yourself"
             )
+        if path.is_dir() and (foreign := [name for name in contents(path) if name not in owned and not is_temporary(name)]):
+            raise InputError(
+                f"{path} holds what bluedit did not write ({_some(foreign)}), and is not replaced; move that away, or choose "
+                "another name"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
 
 
 def contents(folder: Path) -> list[str]:

@@ -43,6 +43,10 @@ _PUBLISHED_WINDOW, _PUBLISHED_DEPTH = 10, 48
 _TOKEN_BUDGET = 2048
 
 
+_MOST_SAMPLES = 10_000
+"""All samples of a fact are run at once."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TraceSettings:
     """What a trace depends on beside the model and the facts.
@@ -77,6 +81,8 @@ class TraceSettings:
         for name in ("samples", "window"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise SettingsError(f"{name}={value}; it must be at least 1")
+        if self.samples > _MOST_SAMPLES:
+            raise SettingsError(f"samples={self.samples}; draw at most {_MOST_SAMPLES:,} samples of noise (10 are published)")
 
     def layers(self, site: Site, layer: int, depth: int) -> range:
         """The layers whose `site` is restored at `layer`: itself, or the window l - w // 2 .. l + ceil(w / 2) - 1 around it."""
