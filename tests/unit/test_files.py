@@ -265,7 +265,7 @@ def test_unmarked_folder_or_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     unmarked = OutputKind("an output of ours", lambda _: None)
     for name in ("proj", "file"):
-        with pytest.raises(InputError, match="is not an output of ours.*, and is not replaced"):
+        with pytest.raises(InputError, match=r"is not an output of ours.*, and is not replaced"):
             writable_target(tmp_path / name, replace=True, kind=unmarked)
     assert contents(tmp_path) == ["file", "proj/config.json"]
 
