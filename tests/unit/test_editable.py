@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bluedit.errors import ModelError
 from bluedit.facts import Fact
 from bluedit.models import Batch, EditableModel, Row
 
@@ -108,6 +109,12 @@ def test_change_of_one_token_reaches_no_earlier_one(tiny_models: EditableModel) 
             injected = tiny_models.forward(tokens)
     torch.testing.assert_close(injected[:, :4], plain[:, :4], atol=1e-5, rtol=1e-5)
     assert (injected[:, 4:] - plain[:, 4:]).abs().amax(-1).min() > 1e-3
+
+
+def test_a_place_that_does_not_exist_is_refused(tiny_gpt2: EditableModel) -> None:
+    """A slip of the pen must not read another place in silence."""
+    with pytest.raises(ModelError, match=r"unknown place in a layer 'atention'\. Did you mean 'attention'"):
+        tiny_gpt2.subject_states([Row((1, 2, 3), 1)], 2, "atention")
 
 
 @pytest.mark.parametrize("site", SITES)

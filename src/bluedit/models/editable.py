@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import AccurateGELUActivation, NewGELUActivation
 
-from bluedit.errors import ModelError, NumericsError, excerpt
+from bluedit.errors import ModelError, NumericsError, did_you_mean, excerpt
 from bluedit.models.budget import TokenBudget, in_batches, plain_budget
 from bluedit.models.maps import MODULE_MAPS, ModuleMap, read_module_map
 from bluedit.models.structure import Structure, discover
@@ -36,6 +36,7 @@ Site = str
 attention's output projection, D) or `layer` (the hidden state after the whole layer, D). Where a norm, a gate or a scale
 stands between a projection and the residual, `mlp` and `attention` are before it."""
 
+_PLACES = ("key", "mlp", "attention", "layer")
 _SITE_NAMES = {"layer": "hidden state", "mlp": "output of the MLP", "attention": "output of the attention"}
 _SPELLED_OUT = (NewGELUActivation, AccurateGELUActivation)
 _fused_gelu = partial(nn.functional.gelu, approximate="tanh")
@@ -189,7 +190,10 @@ class EditableModel:
         **Raises** :class:`~bluedit.errors.ModelError` for a layer that has no such site.
         """
         block = self.layer(layer)
-        path = {"layer": "", "attention": self.structure.map.attention_projection}.get(site, self.structure.map.projection)
+        if site not in _PLACES:
+            raise ModelError(did_you_mean(site, _PLACES, what="place in a layer"))
+        paths = {"layer": "", "attention": self.structure.map.attention_projection}
+        path = paths.get(site, self.structure.map.projection)
         try:
             module = block.get_submodule(path)
         except AttributeError as error:
