@@ -27,7 +27,7 @@ from bluedit.methods import MEMIT, Method, Settings, blue
 from bluedit.methods import method as find_method
 from bluedit.models import EditableModel
 from bluedit.patches import Change, Dense, LowRank, Manifest, Patch
-from bluedit.patches.patch import FactRecord, OptimisationRecord, WeightRecord
+from bluedit.patches.manifest import FactRecord, OptimisationRecord, WeightRecord
 from bluedit.precision import all_finite, wide
 from bluedit.progress import Progress, silent, stage
 from bluedit.solvers import InverseMetric

@@ -19,7 +19,8 @@ from bluedit.models import EditableModel, load_model
 from bluedit.patches import Change, Dense, LowRank, Masked, Patch, merge
 from bluedit.patches.changes import largest_singular_value, read_change, total
 from bluedit.patches.checkpoint import read_ledger, save_checkpoint
-from bluedit.patches.patch import OptimisationRecord, WeightRecord, applied_patches
+from bluedit.patches.manifest import OptimisationRecord, WeightRecord
+from bluedit.patches.patch import applied_patches
 
 MakePatch = Callable[..., Patch]
 

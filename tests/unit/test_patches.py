@@ -20,7 +20,8 @@ from bluedit.facts import Fact
 from bluedit.models import EditableModel, load_model
 from bluedit.patches import LowRank, Manifest, Patch
 from bluedit.patches.checkpoint import read_ledger, save_checkpoint
-from bluedit.patches.patch import FORMAT_VERSION, applied_patches, original_weights
+from bluedit.patches.manifest import FORMAT_VERSION
+from bluedit.patches.patch import applied_patches, original_weights
 from bluedit.storage.documents import document_text
 from bluedit.storage.hashes import hash_tensors
 from bluedit.storage.tensors import write_tensors

@@ -13,10 +13,9 @@ import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,27 +24,24 @@ from transformers import PreTrainedModel
 from bluedit.errors import DamagedFileError, PatchError, first_line
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
-from bluedit.models.chat import Chat
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.models.matrices import oriented
-from bluedit.patches.changes import Change, LowRank, Masked, read_change, total
-from bluedit.precision import all_finite
+from bluedit.patches.changes import Change, LowRank, Masked, read_change
+from bluedit.patches.ledger import Ledger, position
+from bluedit.patches.manifest import FORMAT_VERSION, Manifest
 from bluedit.storage.documents import document_text, parse_object
 from bluedit.storage.files import OutputKind, atomic_file, atomic_folder, writable_target
 from bluedit.storage.hashes import DIGEST, check_seal, hash_tensors, seal
 from bluedit.storage.parsing import read_text, validation_problem
 from bluedit.storage.tensors import check_hashes
 
-__all__ = ["PATCH", "Manifest", "Patch", "WeightRecord", "applied_patches", "merge"]
+__all__ = ["PATCH", "Patch", "applied_patches", "arrange", "original_weights", "restore_ledger", "revert", "weights_without"]
 
-FORMAT_VERSION = 2
-"""Version 2 has hashes of all tensors, and one of the manifest."""
+
 _TENSORS = "patch.safetensors"
 _HASHES = "hashes"
 MANIFEST_NAME = "patch.json"
 """The manifest's file in a patch folder."""
-_LEDGER = "_bluedit_ledger"
-_REBUILT_TOLERANCE = 1e-3
 _NORM_TOLERANCE = 1e-5
 
 
@@ -59,78 +55,6 @@ def _owned(path: Path) -> tuple[str, ...] | None:
 
 PATCH = OutputKind("a patch that bluedit wrote", _owned)
 """What is replaced by a patch where that is asked for."""
-
-
-class FactRecord(BaseModel):
-    """One edited fact."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    prompt: str
-    subject: str
-    target: str
-    relation: str | None = None
-
-
-class WeightRecord(BaseModel):
-    """One changed weight: its layer, the hash of what it was, and how large the change is."""
-
-    model_config = ConfigDict(frozen=True)
-
-    layer: int
-    before: str
-    norm: float
-    relative_norm: float
-    condition: float | None = None
-    """Condition number of the prior metric, where it has one."""
-    null_space_rank: int | None = None
-    """How many directions of the keys' null space the change could use (AlphaEdit)."""
-    rounding: float | None = None
-    """||rounded(W + D) - W - D|| / ||D||: what a half-precision weight loses of the change; None in wider weights, and for sums
-    of patches."""
-
-
-class OptimisationRecord(BaseModel):
-    """What value optimisation did at one layer, fact by fact."""
-
-    model_config = ConfigDict(frozen=True)
-
-    layer: int
-    evaluations: tuple[int, ...]
-    losses: tuple[float, ...]
-
-
-class Manifest(BaseModel):
-    """Everything about a patch but its tensors; the JSON file beside them."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format: str = "bluedit-patch"
-    format_version: int = FORMAT_VERSION
-    model: str
-    """Name or folder the model was loaded from; information only."""
-    configuration: str
-    """Hash of the model's configuration."""
-    method: str
-    strategy: str
-    layers: tuple[int, ...]
-    """The critical layers that were asked for; `weights` are those that changed."""
-    settings: dict[str, Any]
-    templates: tuple[str, ...]
-    chat: Chat | None = None
-    """The chat template around every prompt; None for plain prompts."""
-    seed: int
-    corpus: str | None = None
-    facts: tuple[FactRecord, ...]
-    batches: tuple[int, ...] = ()
-    """How many facts each batch held, in a patch that stands for a sequence."""
-    columns: Literal["facts", "directions"] = "facts"
-    """What a column of low-rank factors belongs to; a restraint on the whole change leaves singular directions."""
-    weights: dict[str, WeightRecord]
-    optimisation: tuple[OptimisationRecord, ...] = ()
-    seconds: float = 0.0
-    versions: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -162,7 +86,7 @@ class Patch:
         """
         network = _network(model)
         self._check_fit(network, check=check)
-        ledger = _Ledger.of(network)
+        ledger = Ledger.of(network)
         ledger.push(self)
 
     def revert(self, model: EditableModel | PreTrainedModel) -> None:
@@ -284,131 +208,39 @@ class Patch:
         return f"<Patch of {len(self.manifest.facts)} facts: {self.manifest.method}, {self.manifest.strategy}, layers {edited}>"
 
 
-@dataclass
-class _Ledger:
-    """What has been applied to one model object, kept on that object: the original bits, and the patches in order."""
-
-    network: PreTrainedModel
-    originals: dict[str, Tensor]
-    patches: list[Patch]
-
-    @classmethod
-    def of(cls, network: PreTrainedModel) -> _Ledger:
-        ledger = getattr(network, _LEDGER, None)
-        if ledger is None:
-            ledger = cls(network, {}, [])
-            setattr(network, _LEDGER, ledger)
-        return ledger
-
-    def push(self, patch: Patch) -> None:
-        before = self._snapshot(patch.changes)
-        try:
-            with torch.no_grad():
-                for name in patch.changes:
-                    self._add(patch, name)
-        except BaseException:
-            self._write(before)
-            raise
-        for name, tensor in before.items():
-            self.originals.setdefault(name, tensor)
-        self.patches.append(patch)
-
-    def arrange(self, patches: Sequence[Patch]) -> None:
-        """Make the weights what these patches, in this order, make of the originals; all or nothing."""
-        names = dict.fromkeys(name for patch in (*self.patches, *patches) for name in patch.changes)
-        changed = [name for name in names if _history(name, self.patches) != _history(name, patches)]
-        before = self._snapshot(changed)
-        originals = {name: self.originals.get(name, before.get(name)) for name in names}
-        try:
-            self._write({name: original for name in changed if (original := originals[name]) is not None})
-            with torch.no_grad():
-                for patch in patches:
-                    for name in patch.changes.keys() & set(changed):
-                        self._add(patch, name)
-        except BaseException:
-            self._write(before)
-            raise
-        self.patches = list(patches)
-        still_changed = {name for patch in patches for name in patch.changes}
-        self.originals = {
-            name: original for name, original in originals.items() if name in still_changed and original is not None
-        }
-
-    def without(self, patches: Sequence[Patch], names: Iterable[str]) -> dict[str, Tensor]:
-        """Copies of weights as they would be without some of the patches."""
-        taken = set(map(id, patches))
-        weights = {name: self.originals.get(name, self.network.get_parameter(name).detach()).clone() for name in names}
-        with torch.no_grad():
-            for patch in (one for one in self.patches if id(one) not in taken):
-                for name in patch.changes.keys() & weights.keys():
-                    patch.changes[name].add_to(oriented(self.network, name, weights[name]))
-        return weights
-
-    def _snapshot(self, names: Iterable[str]) -> dict[str, Tensor]:
-        return {name: self.network.get_parameter(name).detach().clone() for name in names}
-
-    def _write(self, tensors: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                self.network.get_parameter(name).copy_(tensor)
-
-    def _add(self, patch: Patch, name: str) -> None:
-        weight = self.network.get_parameter(name)
-        patch.changes[name].add_to(oriented(self.network, name, weight))
-        if not all_finite(weight.detach()):
-            dtype = str(weight.dtype).removeprefix("torch.")
-            raise PatchError(
-                f"{name} would not be finite with this patch: its numbers do not fit {dtype}; load the model in float32 "
-                "(--dtype float32), or look at the patch"
-            )
-
-
-def _history(name: str, patches: Sequence[Patch]) -> list[int]:
-    return [id(patch) for patch in patches if name in patch.changes]
-
-
-def _position(patch: Patch, applied: Sequence[Patch]) -> int:
-    """Where a patch is among those applied: the object itself, else the last one like it."""
-    same = [position for position, other in enumerate(applied) if other is patch]
-    same = same or [position for position, other in enumerate(applied) if other.manifest == patch.manifest]
-    if not same:
-        raise PatchError("this patch is not applied to this model; apply it first, or reload the model to be rid of it")
-    return same[-1]
-
-
 def revert(patches: Sequence[Patch], model: EditableModel | PreTrainedModel) -> None:
     """Take several patches back at once, as :meth:`Patch.revert` does one; the ones that stay are added to the originals once.
 
     **Raises** :class:`~bluedit.errors.PatchError` when one of them is not applied to this model object; none is then taken
     back.
     """
-    ledger = _Ledger.of(_network(model))
+    ledger = Ledger.of(_network(model))
     remaining = list(ledger.patches)
     for patch in reversed(patches):
-        del remaining[_position(patch, remaining)]
+        del remaining[position(patch, remaining)]
     ledger.arrange(remaining)
 
 
 def arrange(patches: Sequence[Patch], model: EditableModel | PreTrainedModel) -> None:
     """Make the model hold these patches, in this order, and no others: what they make of the originals, all or nothing."""
-    _Ledger.of(_network(model)).arrange(patches)
+    Ledger.of(_network(model)).arrange(patches)
 
 
 def weights_without(
     patches: Sequence[Patch], names: Iterable[str], model: EditableModel | PreTrainedModel
 ) -> dict[str, Tensor]:
     """Copies of the model's weights, by name, as they would be without these patches; the model is left as it is."""
-    return _Ledger.of(_network(model)).without(patches, names)
+    return Ledger.of(_network(model)).without(patches, names)
 
 
 def applied_patches(model: EditableModel | PreTrainedModel) -> tuple[Patch, ...]:
     """The patches that are applied to this model object, oldest first."""
-    return tuple(_Ledger.of(_network(model)).patches)
+    return tuple(Ledger.of(_network(model)).patches)
 
 
 def original_weights(model: EditableModel | PreTrainedModel) -> dict[str, Tensor]:
     """The weights that applied patches changed, as they were before the first of them."""
-    return dict(_Ledger.of(_network(model)).originals)
+    return dict(Ledger.of(_network(model)).originals)
 
 
 def restore_ledger(model: EditableModel | PreTrainedModel, patches: Sequence[Patch], originals: Mapping[str, Tensor]) -> None:
@@ -416,77 +248,7 @@ def restore_ledger(model: EditableModel | PreTrainedModel, patches: Sequence[Pat
 
     **Raises** :class:`~bluedit.errors.PatchError` when the two together do not make the weights that the model holds.
     """
-    network = _network(model)
-    parameters = dict(network.named_parameters())
-    changed = {name for patch in patches for name in patch.changes}
-    if set(originals) != changed or not changed <= parameters.keys():
-        raise PatchError("the record of applied patches does not name this model's weights; it belongs to another checkpoint")
-    for name, original in originals.items():
-        if original.shape != parameters[name].shape:
-            raise PatchError(f"{name} has another shape in the record than in the model; the record is damaged")
-        rebuilt = original.to(parameters[name], copy=True)
-        for patch in patches:
-            if name in patch.changes:
-                patch.changes[name].add_to(oriented(network, name, rebuilt))
-        # Products are rounded differently from machine to machine: alike is enough here, the originals are exact.
-        error = (rebuilt.float() - parameters[name].float()).norm() / parameters[name].float().norm()
-        if not error <= _REBUILT_TOLERANCE:  # NaN is no agreement
-            raise PatchError(
-                f"{name} is not what its original and the recorded patches make: the checkpoint was changed after it was "
-                "patched, or loaded in another precision (use --dtype auto)"
-            )
-    setattr(
-        network,
-        _LEDGER,
-        _Ledger(network, {name: tensor.to(parameters[name]) for name, tensor in originals.items()}, list(patches)),
-    )
-
-
-def merge(patches: Sequence[Patch]) -> Patch:
-    """One patch that does what these do, applied one after the other; all of one sequence on one model.
-
-    Low-rank changes are put side by side, so column n is still fact n's. Hashes are those that the first patch of each
-    weight found.
-
-    **Raises** :class:`~bluedit.errors.PatchError` when there are none, or they were made with different methods or settings.
-    """
-    if not patches:
-        raise PatchError("there is no patch to merge; apply a batch first")
-    manifests = [patch.manifest for patch in patches]
-    first = manifests[0]
-    same = ("configuration", "method", "strategy", "layers", "settings", "templates", "chat", "corpus")
-    if differing := [name for name in same if any(getattr(one, name) != getattr(first, name) for one in manifests)]:
-        raise PatchError(f"patches with different {differing[0]} are not one sequence; apply them one after the other instead")
-    changes: dict[str, Change] = {}
-    weights: dict[str, WeightRecord] = {}
-    for name in dict.fromkeys(name for patch in patches for name in patch.changes):
-        # A batch without facts changes nothing; all others of a sequence change the same weights.
-        changes[name] = total([patch.changes[name] for patch in patches if name in patch.changes])
-        record = next(one.weights[name] for one in manifests if name in one.weights)
-        norm = changes[name].norm()
-        sizes = [one.weights[name] for one in manifests if name in one.weights and one.weights[name].relative_norm]
-        relative = norm * sizes[0].relative_norm / sizes[0].norm if sizes else 0.0
-        weights[name] = record.model_copy(update={"norm": norm, "relative_norm": relative, "rounding": None})
-    by_layer: dict[int, list[OptimisationRecord]] = {}
-    for record in (record for one in manifests for record in one.optimisation):
-        by_layer.setdefault(record.layer, []).append(record)
-    optimisation = tuple(
-        OptimisationRecord(
-            layer=layer,
-            evaluations=tuple(count for record in records for count in record.evaluations),
-            losses=tuple(loss for record in records for loss in record.losses),
-        )
-        for layer, records in by_layer.items()
-    )
-    update: dict[str, Any] = {
-        "facts": tuple(fact for one in manifests for fact in one.facts),
-        "columns": "facts" if all(one.columns == "facts" for one in manifests) else "directions",
-        "batches": tuple(count for one in manifests for count in one.batches or (len(one.facts),)),
-        "weights": weights,
-        "optimisation": optimisation,
-        "seconds": round(sum(one.seconds for one in manifests), 3),
-    }
-    return Patch(changes, first.model_copy(update=update))
+    Ledger.restore(_network(model), patches, originals)
 
 
 def _network(model: EditableModel | PreTrainedModel) -> PreTrainedModel:
