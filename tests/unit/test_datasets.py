@@ -443,7 +443,7 @@ class TestEdits:
         with pytest.raises(DatasetError) as caught:
             read_cases(write("many.json", [{**PLAIN, "prompt": f"number {number}"} for number in range(1000)]))
         assert len(caught.value.problems) == 1000
-        assert "and 950 more problems" in str(caught.value)
+        assert "and 980 more problems" in str(caught.value)
         with pytest.raises(DatasetError) as caught:
             read_cases(write("same.json", [{**PLAIN, "target": ""} for _ in range(1000)]))
         assert "and 980 more" in str(caught.value)
