@@ -10,6 +10,7 @@ import pytest
 from command_line import Outcome, Run
 
 from bluedit.patches import Patch
+from bluedit.storage.documents import read_document
 
 _FACTS = "world:counterfact:0:5:person"
 _QUICK = ("--set", "v_num_grad_steps=12", "--set", "clamp_norm_factor=1.5", "--count", 10, "--limit", 12, "--trials", 2)
@@ -39,7 +40,7 @@ def test_every_trial_is_printed_and_the_outcome_is_checked(tune: Run, tmp_path: 
 
 def test_json_is_the_tuning_file_and_more(tune: Run, tmp_path: Path) -> None:
     document = tune("--out", tmp_path / "tuning.json", "--json").document
-    kept = json.loads((tmp_path / "tuning.json").read_text())
+    kept = read_document(tmp_path / "tuning.json", sealed=True)
     assert document == {"model": "gpt2-mini", "facts_file": _FACTS, "out": str(tmp_path / "tuning.json"), **kept}
     assert (kept["method"], kept["strategy"], kept["varied"]) == ("memit", "boundary", ["lambda", "shrinkage", "v_lr"])
     assert kept["complete"]
@@ -113,7 +114,7 @@ def test_bad_input(run: Run, tune: Run, edit: Run, tmp_path: Path) -> None:
         (tune("--out", tmp_path / "other.json"), "is no tuning file"),
         (tune("--out", tmp_path / "other.json" / "tuning.json"), "is not a writable folder"),
         (tune("--out", tmp_path / "folder", "--force"), "is a folder, and a tuning file is one file"),
-        (edit("--settings", tmp_path / "none.json"), "cannot be read"),
+        (edit("--settings", tmp_path / "none.json"), "none.json is missing"),
         (edit("--settings", tmp_path / "other.json"), "is no tuning file"),
     ):
         assert outcome.code == 2, (message, outcome.stderr)

@@ -106,7 +106,7 @@ def tune(
     chosen.override(overrides)
     from bluedit.datasets import read_known
     from bluedit.storage.files import writable_target
-    from bluedit.tuning.tuning import TUNING, read_tuning
+    from bluedit.tuning.file import TUNING, read_tuning
 
     cases = read_known(facts, limit)
     traced = read_known(trace_facts) if trace_facts else None
