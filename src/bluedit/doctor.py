@@ -1,6 +1,6 @@
 """Looking a model over before it is edited: what it is, what is missing, what an edit would take.
 
-Nothing but the headers of weight files is read: the architecture is built without numbers (on PyTorch's meta device), so a
+Of weights nothing but the headers of files is read: the architecture is built without numbers (on PyTorch's meta device), so a
 checkpoint of 70 billion parameters is looked over in seconds. Nothing is downloaded.
 """
 
@@ -19,6 +19,8 @@ from bluedit.known import KnownModel, lookup
 from bluedit.methods import Method, Settings
 from bluedit.models.configuration import read_configuration
 from bluedit.models.editable import context_length, takes_positions
+from bluedit.models.getting import origin_of
+from bluedit.models.gguf import GgufHeader, read_gguf, read_gguf_config, read_gguf_tokenizer
 from bluedit.models.loading import UNQUANTISED, choose_device, choose_dtype, locate, quantisation
 from bluedit.models.machine import Memory, memory_of, product_speed
 from bluedit.models.maps import ModuleMap
@@ -27,6 +29,7 @@ from bluedit.models.structure import Structure, discover
 from bluedit.models.tokens import TextEncoder
 from bluedit.models.weight_files import WeightFiles, read_weight_files
 from bluedit.strategies import SINGLE
+from bluedit.zoo import DOWNLOADS
 
 __all__ = ["Check", "Examination", "Status", "examine", "plan_for", "plan_line"]
 
@@ -82,7 +85,7 @@ def examine(
     module_map: ModuleMap | None = None,
     trust_remote_code: bool = False,
 ) -> Examination:
-    """Look over a folder, an embedded model, or a hub name that is in the local cache.
+    """Look over a folder, a GGUF file, a model by name, or a hub name that is in the local cache.
 
     **Arguments**: those of :func:`~bluedit.models.load_model`; `method` and `layers` are what the plans are made for.
 
@@ -90,35 +93,71 @@ def examine(
     """
     target = choose_device(None if device == "auto" else device)
     chosen = choose_dtype(dtype, target)
-    folder, found = _find(name)
-    checks = [found]
+    folder, check = _find(name)
+    checks = [check]
     if folder is None:
         return Examination(name, tuple(checks))
-    files = read_weight_files(folder)
-    config, check = _read_config(folder, trust_remote_code)
-    checks.append(check)
-    network = structure = None
-    if config is not None:
-        checks.append(_check_precision(config))
-        network, structure, more = _check_architecture(config, module_map, trust_remote_code)
-        checks.extend(more)
-    quantised = config is not None and quantisation(config) is not None
-    checks.append(_check_weights(files, None if quantised else network))
-    if config is not None:
-        checks.append(_check_tokenizer(folder, config, trust_remote_code))
+    look = _look_at_file if folder.is_file() else _look_at_folder
+    found = look(folder, chosen, module_map, trust_remote_code)
+    checks += found.checks
+    config, network, structure = found.config, found.network, found.structure
     if config is not None and network is not None and structure is not None:
         known = lookup(config)
         critical, check = _check_layers(known, method, structure, layers)
         checks.append(check)
         if not method.fine_tuning:
             checks.append(_check_corpus(known))
-        weight_type = _weight_type(chosen, files, config)
+        weight_type = chosen if isinstance(chosen, torch.dtype) else found.stored
         settings = method.override(known.settings_for(method.name, method.strategy.name) if known else {})
         checks.append(_check_settings(known, method, settings))
         plan = plan_for(network, structure, method, critical, settings, weight_type)
         checks.append(_check_memory(plan, method, critical, settings, target, weight_type))
         checks.append(_estimate_time(network, structure, method, critical, settings, target, weight_type))
     return Examination(name, tuple(checks))
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What was found in a model's files: `stored` is the type that its numbers have when none is asked for."""
+
+    checks: tuple[Check, ...]
+    stored: torch.dtype
+    config: Any = None
+    network: nn.Module | None = None
+    structure: Structure | None = None
+
+
+def _look_at_folder(folder: Path, chosen: torch.dtype | str, module_map: ModuleMap | None, trust_remote_code: bool) -> _Looked:
+    del chosen  # a folder's weights can be had in any type
+    files = read_weight_files(folder)
+    config, check = _read_config(folder, trust_remote_code)
+    if config is None:
+        return _Looked((check, _check_weights(files, None)), torch.float32)
+    network, structure, more = _check_architecture(config, module_map, trust_remote_code)
+    weights = _check_weights(files, None if quantisation(config) is not None else network)
+    tokenizer = _check_tokenizer(folder, config, trust_remote_code)
+    stored = _TORCH_TYPES.get(files.dtype or "", getattr(config, "dtype", None))
+    stored = stored if isinstance(stored, torch.dtype) else torch.float32
+    return _Looked((check, _check_precision(config), *more, weights, tokenizer), stored, config, network, structure)
+
+
+def _look_at_file(path: Path, chosen: torch.dtype | str, module_map: ModuleMap | None, trust_remote_code: bool) -> _Looked:
+    """A GGUF file."""
+    try:
+        header = read_gguf(path)
+    except ModelError as error:
+        return _Looked((Check("weights", "problem", str(error)),), torch.float32)
+    quantised = _check_quantisation(header, chosen)
+    try:
+        config = read_gguf_config(header)
+    except ModelError as error:
+        return _Looked((quantised, Check("configuration", "problem", str(error))), torch.float32)
+    kind = str(config.model_type)
+    said = f"architecture {header.architecture}, model type {kind}"
+    check = Check("configuration", "ok", said, {"architecture": header.architecture, "model_type": kind})
+    network, structure, more = _check_architecture(config, module_map, trust_remote_code)
+    checks = (check, quantised, *more, _check_numbers(header, network), _check_tokenizer(header, config, trust_remote_code))
+    return _Looked(checks, torch.float32, config, network, structure)
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
@@ -130,7 +169,14 @@ def _find(name: str) -> tuple[Path | None, Check]:
     except ModelError as error:
         return None, Check("model", "problem", str(error))
     if isinstance(source, Path):
-        return source, Check("model", "ok", f"folder {source}", {"folder": str(source)})
+        if source.is_file():
+            return source, Check("model", "ok", f"GGUF file {source}", {"file": str(source)})
+        origin = origin_of(source) or {}
+        got = f", got from the {origin['source']} ({origin['from']})" if {"source", "from"} <= origin.keys() else ""
+        return source, Check("model", "ok", f"folder {source}{got}", {"folder": str(source)})
+    if source in DOWNLOADS:
+        message = f"{source} is not here yet, and nothing is downloaded here: run bluedit get {source}"
+        return None, Check("model", "problem", message)
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -171,6 +217,33 @@ def _read_config(folder: Path, trust_remote_code: bool) -> tuple[Any, Check]:
     return config, Check("configuration", "ok", f"model type {kind}", {"model_type": kind})
 
 
+def _check_quantisation(header: GgufHeader, chosen: torch.dtype | str) -> Check:
+    """What kinds of numbers a GGUF file holds, and what an edit of them means."""
+    dtype = str(chosen if isinstance(chosen, torch.dtype) else torch.float32).removeprefix("torch.")
+    details = {"tensors": dict(header.tensors), "numbers": dict(header.numbers), "quantised": header.quantised, "dtype": dtype}
+    size = torch.finfo(getattr(torch, dtype)).bits // 8 * header.parameters
+    said = (
+        f"{header.types}; {'dequantised to' if header.quantised else 'read as'} {dtype} when it is loaded "
+        f"({gigabytes(size)} for {gigabytes(header.size)} in the file). The edit is made on that copy: the file stays as "
+        "it is, and bluedit patch apply writes a Hugging Face folder"
+    )
+    if header.quantised:
+        said += ". What the quantisation lost stays lost, and quantising the result again rounds the edit too"
+    if cautions := header.cautions:
+        return Check("precision", "warning", f"{said}. But {'; '.join(cautions)}", details)
+    return Check("precision", "ok", said, details)
+
+
+def _check_numbers(header: GgufHeader, network: nn.Module | None) -> Check:
+    details = {"parameters": header.parameters, "bytes": header.size}
+    expected = sum(parameter.numel() for parameter in network.parameters()) if network is not None else 0
+    if header.parameters < expected:
+        message = f"{header.parameters:,} numbers in the file, and {expected:,} in the model that it describes; fetch it again"
+        return Check("weights", "problem", message, details)
+    tensors = sum(header.tensors.values())
+    return Check("weights", "ok", f"{header.path.name}, {tensors} tensors, {header.parameters:,} numbers", details)
+
+
 def _check_weights(files: WeightFiles, network: nn.Module | None) -> Check:
     """Whether all files are there and whole, and hold as many numbers as the architecture has."""
     details: dict[str, Any] = asdict(files) | {"parameters": files.parameters}
@@ -200,13 +273,16 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _check_tokenizer(folder: Path, config: Any, trust_remote_code: bool) -> Check:
+def _check_tokenizer(source: Path | GgufHeader, config: Any, trust_remote_code: bool) -> Check:
     from transformers import AutoTokenizer
 
-    if not any(path.is_file() for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
+    if isinstance(source, Path) and not any(path.is_file() for pattern in _TOKENIZER_FILES for path in source.glob(pattern)):
         return Check("tokenizer", "problem", "there is none; save it beside the model with tokenizer.save_pretrained")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
+        if isinstance(source, Path):
+            tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code, local_files_only=True)
+        else:
+            tokenizer = read_gguf_tokenizer(source)
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
             raise ModelError("its vocabulary is empty; save it beside the model with tokenizer.save_pretrained")
         encoder = TextEncoder(tokenizer)
@@ -355,14 +431,6 @@ def _edited(method: Method, critical: Sequence[int]) -> tuple[int, ...]:
 
 def _aims(method: Method, critical: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(step.aim for step in method.strategy.steps(critical)))
-
-
-def _weight_type(chosen: torch.dtype | str, files: WeightFiles, config: Any) -> torch.dtype:
-    """The type that weights are loaded in: the one asked for, else the files', else the configuration's."""
-    if isinstance(chosen, torch.dtype):
-        return chosen
-    stored = getattr(config, "dtype", None)
-    return _TORCH_TYPES.get(files.dtype or "", stored if isinstance(stored, torch.dtype) else torch.float32)
 
 
 def plan_for(

@@ -16,7 +16,11 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 def doctor(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder, an embedded model, or a hub name that is in the local cache.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder, a GGUF file, a hub name that is in the local cache, or a name that `bluedit models` lists.",
+        ),
     ],
     method: Annotated[str, typer.Option("--method", help="The method to plan for; `bluedit methods` lists them.")] = "memit",
     strategy: Annotated[

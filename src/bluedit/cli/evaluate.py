@@ -54,8 +54,9 @@ def evaluate(
     loaded = Patch.load(patch) if patch else None
     with console.bars(f"loading {model}") as bars:
         editable = load_model(
-            model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
-        )
+            model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat,
+            progress=bars,
+        )  # fmt: skip
         if loaded and loaded.manifest.chat != editable.text.chat:
             made = "plain prompts" if loaded.manifest.chat is None else "prompts in a chat template"
             console.say(f"{patch} was made with {made}, and is evaluated with others; --chat says which")

@@ -16,10 +16,19 @@ def models(quiet: Quiet = False, as_json: AsJson = False) -> None:
     from bluedit.reports.tables import short
     from bluedit.zoo import EMBEDDED
 
+    def where(model: dict[str, Any]) -> str:
+        if model["embedded"]:
+            return f"{model['name']} (embedded)"
+        if model["download"] is None:
+            return model["name"]
+        got = f"here, from the {model['download']['source']}" if model["download"]["here"] else f"bluedit get {model['name']}"
+        return f"{model['name']}\n({got})"
+
     document: list[dict[str, Any]] = [
         {
             "name": known.name,
             "embedded": known.name in EMBEDDED,
+            "download": _download(known.name),
             "recognised_by": dict(known.shape),
             "layers": list(known.layers),
             "boundary": [known.layers[0], known.layers[-1]],
@@ -39,13 +48,26 @@ def models(quiet: Quiet = False, as_json: AsJson = False) -> None:
             for key, values in model["settings"].items()
         )
         table.add(
-            f"{model['name']}{' (embedded)' if model['embedded'] else ''}",
+            where(model),
             "\n".join(f"{name}={value}" for name, value in model["recognised_by"].items()),
             f"{model['layers'][0]}-{model['layers'][-1]}",
             settings,
         )
     console.show(table)
     console.say("any other causal language model with a known layout can be edited with --layers and --corpus")
+
+
+def _download(name: str) -> dict[str, Any] | None:
+    """Whether a model that bluedit gets is here, and where it is from; None for models that it does not get."""
+    from bluedit.models.getting import model_got, origin_of
+    from bluedit.zoo import DOWNLOADS
+
+    if name not in DOWNLOADS:
+        return None
+    folder = model_got(name)
+    origin = (origin_of(folder) if folder else None) or {}
+    keys = ("source", "from", "revision", "fingerprint")
+    return {"here": folder is not None, "folder": str(folder) if folder else None} | {key: origin.get(key) for key in keys}
 
 
 def methods(quiet: Quiet = False, as_json: AsJson = False) -> None:

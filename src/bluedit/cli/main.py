@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from bluedit import __version__
-from bluedit.cli import demo, doctor, edit, evaluate, known, patch, run, session, stats, trace, tune
+from bluedit.cli import demo, doctor, edit, evaluate, get, known, patch, run, session, stats, trace, tune
 
 __all__ = ["app", "main"]
 
@@ -52,6 +52,7 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("edit")(edit.edit)
 app.command("evaluate")(evaluate.evaluate)
+app.command("get")(get.get)
 app.command("run")(run.run)
 app.command("stats")(stats.stats)
 app.command("trace")(trace.trace)

@@ -40,7 +40,10 @@ __all__ = [
 ]
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", metavar="NAME", help="A folder, a hub name, or an embedded model such as gpt2-mini.")
+    str,
+    typer.Option(
+        "--model", "-m", metavar="NAME", help="A folder, a GGUF file, a hub name, or a name that `bluedit models` lists."
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -80,7 +83,8 @@ CorpusName = Annotated[
     str | None,
     typer.Option(
         "--corpus",
-        help="Where second moments come from: text:FILE, jsonl:FILE, hub:NAME, world:SEED, stats:FILE (`bluedit stats`).",
+        help="Where second moments come from: text:FILE, jsonl:FILE, hub:NAME, world:SEED, zoo:MODEL, "
+        "stats:FILE (`bluedit stats`).",
     ),
 ]
 Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Documents of the corpus to use; all by default.")]

@@ -51,7 +51,9 @@ def apply(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint with the patch in it. The original weights it replaces are kept beside, for `revert`."""
+    """Write a checkpoint with the patch in it. The original weights it replaces are kept beside, for `revert`.
+
+    From a GGUF file a Hugging Face folder of dequantised weights is made."""
     from bluedit.cli import console
 
     console.load()
@@ -65,14 +67,20 @@ def apply(
     check_output(out, model, force)
     with claimed(out), console.bars(f"loading {model}") as bars:
         editable = load_model(
-            model, device=device, dtype=dtype or "auto", module_map=module_map, trust_remote_code=trust_remote_code
+            model,
+            device=device,
+            dtype=dtype or "auto",
+            module_map=module_map,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
         )
         source = model_folder(model)
-        read_ledger(editable, source)
+        if source is not None:
+            read_ledger(editable, source)
         loaded.apply(editable, check=check)
         bars(f"writing {out}", 0, None)
         save_checkpoint(editable, out, source=source, replace=force)
-    if others := other_weights(source):
+    if source is not None and (others := other_weights(source)):
         console.say(f"copied as they are, without the patch: {', '.join(others)}")
     _report(
         as_json,
@@ -111,7 +119,8 @@ def revert(
     with claimed(out), console.bars(f"loading {model}") as bars:
         editable = load_model(model, device=device, dtype="auto", module_map=module_map, trust_remote_code=trust_remote_code)
         source = model_folder(model)
-        read_ledger(editable, source)
+        if source is not None:
+            read_ledger(editable, source)
         applied = applied_patches(editable)
         if not applied:
             raise PatchError(

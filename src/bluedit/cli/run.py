@@ -66,8 +66,9 @@ def run(
         writable_target(folder, replace=True, kind=EXPERIMENT)
     with console.bars(f"loading {chosen.model}") as bars:
         editable = load_model(
-            chosen.model, device=device, dtype=chosen.dtype, module_map=module_map, trust_remote_code=trust_remote_code
-        )
+            chosen.model, device=device, dtype=chosen.dtype, module_map=module_map, trust_remote_code=trust_remote_code,
+            progress=bars,
+        )  # fmt: skip
         document = Experiment(chosen, editable, folder, replace=force).run(bars)
     if as_json:
         console.emit(document)

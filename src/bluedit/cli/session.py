@@ -47,7 +47,7 @@ def undo(
     from bluedit.storage.locks import claimed
 
     document = describe_session(folder)
-    with claimed(folder), console.bars():
+    with claimed(folder), console.bars() as bars:
         editable = load_model(
             model,
             device=device,
@@ -55,6 +55,7 @@ def undo(
             module_map=module_map,
             trust_remote_code=trust_remote_code,
             chat=document["chat"],
+            progress=bars,
         )
         session = Session.resume(folder, editable)
         session.undo(batches)

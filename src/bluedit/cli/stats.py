@@ -28,7 +28,7 @@ def stats(
         str | None,
         typer.Option(
             "--corpus",
-            help="text:FILE with one document per line, jsonl:FILE, hub:NAME[:CONFIG], world:SEED, or stats:FILE.",
+            help="text:FILE with one document per line, jsonl:FILE, hub:NAME[:CONFIG], world:SEED, zoo:MODEL, or stats:FILE.",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="At most so many documents; all by default.")] = None,
@@ -88,7 +88,9 @@ def stats(
     from bluedit.models import load_model
 
     with console.bars(f"loading {model}") as bars:
-        editable = load_model(model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code)
+        editable = load_model(
+            model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, progress=bars
+        )
         if shared is not None:
             moments = Statistics().adopt(editable, shared)
             about: dict[str, Any] = shared.origin.model_dump(include={"corpus", "samples", "max_length"})

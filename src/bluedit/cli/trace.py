@@ -79,8 +79,9 @@ def trace(
         writable_target(out, replace=True, kind=TRACE)
     with console.bars(f"loading {model}") as bars:
         editable = load_model(
-            model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
-        )
+            model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat,
+            progress=bars,
+        )  # fmt: skip
         started = time.monotonic()
         bars("looking for known facts", 0, None)
         traced = trace_cases(editable, cases, settings, out, replace=force, progress=bars)

