@@ -9,10 +9,10 @@ TEST_WORKERS ?= 2
 TORTURE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format zoo sweep bench torture clean
+.PHONY: help demo demo-real test test-real check format zoo sweep bench torture clean
 
 help: ## list what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bluedit needs Python 3.11 or later; say make PYTHON=...")'
@@ -23,12 +23,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e .
 	@touch $@
 
+$(VENV)/.installed-gguf: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[gguf]'
+	@touch $@
+
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.installed ## write 100 facts into a small model and see the difference BLUE makes
 	$(BIN)/bluedit demo
+
+demo-real: $(VENV)/.installed-gguf ## get a real language model, and write a dozen facts into it
+	$(BIN)/bluedit demo --real
 
 check: $(VENV)/.installed-dev ## lint, formatting, types
 	$(BIN)/ruff check .
@@ -37,6 +44,10 @@ check: $(VENV)/.installed-dev ## lint, formatting, types
 
 test: check ## check, then all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+test-real: $(VENV)/.installed-dev ## get a real language model, and test on it from end to end
+	$(BIN)/bluedit get smollm2-135m-instruct
+	OMP_NUM_THREADS=$(TEST_WORKERS) $(BIN)/python -m pytest -s tests/real
 
 format: $(VENV)/.installed-dev ## put the code in order
 	$(BIN)/ruff check --fix .

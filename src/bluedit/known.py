@@ -70,6 +70,20 @@ KNOWN: tuple[KnownModel, ...] = (
         },
         corpus="world:0",
     ),
+    # A first look, not a search: layers and settings with which ten facts took hold. Nothing here is measured yet.
+    KnownModel(
+        name="smollm2-135m-instruct",
+        shape={
+            "model_type": "llama",
+            "num_hidden_layers": 30,
+            "hidden_size": 576,
+            "vocab_size": 49152,
+            "max_position_embeddings": 8192,
+        },
+        layers=(4, 5, 6, 7, 8),
+        settings={"": {"lambda": 1000.0, "shrinkage": 0.0, "v_lr": 0.5}},
+        corpus="zoo:smollm2-135m-instruct",
+    ),
     KnownModel(
         name="gpt2-xl",
         shape={"model_type": "gpt2", "num_hidden_layers": 48, "hidden_size": 1600},

@@ -1,7 +1,11 @@
-"""`bluedit demo`: facts written into the embedded model, with residual distribution and with BLUE, side by side."""
+"""`bluedit demo`: facts written into the embedded model, with residual distribution and with BLUE, side by side.
+
+Or, with `--real`, into a real language model.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -16,29 +20,72 @@ _COMPLETION_TOKENS = 10
 
 
 def demo(
-    facts: Annotated[int, typer.Option("--facts", min=1, max=500, help="How many facts to edit, in one batch.")] = 100,
-    model: Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="An embedded model.")] = "gpt2-mini",
+    facts: Annotated[
+        int | None,
+        typer.Option("--facts", min=1, max=500, help="How many facts to edit, in one batch; 100, or with --real all 12."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME", help="An embedded model, or one that `bluedit get` gets.")
+    ] = "gpt2-mini",
+    real: Annotated[
+        bool,
+        typer.Option("--real", help="Facts you know, and a real model: smollm2-135m-instruct, which is got first."),
+    ] = False,
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Edit a small model with MEMIT, once distributing residuals evenly and once with BLUE, and compare."""
-    from bluedit.datasets import read_dataset
+    """Edit a small model with MEMIT, once distributing residuals evenly and once with BLUE, and compare.
+
+    With --real: write a dozen facts into a real language model with BLUE, ask it in several ways, and take them back."""
     from bluedit.errors import SettingsError, did_you_mean
-    from bluedit.zoo import EMBEDDED
+    from bluedit.zoo import DOWNLOADS, EMBEDDED
 
-    if model not in EMBEDDED:
-        raise SettingsError(f"{did_you_mean(model, EMBEDDED, what='embedded model')} For other models use `bluedit edit`.")
-    dataset = f"world:counterfact:0:{seed}:person"
-    cases = read_dataset(dataset, facts)
+    if real and model in EMBEDDED:
+        model = next(iter(DOWNLOADS))
+    if model in DOWNLOADS:
+        _real(model, facts or 500, device, dtype, seed, as_json)
+    elif model in EMBEDDED:
+        _compare(model, facts or 100, device, dtype, seed, as_json)
+    else:
+        known = (*EMBEDDED, *DOWNLOADS)
+        raise SettingsError(f"{did_you_mean(model, known, what='model of the demo')} For other models use `bluedit edit`.")
 
-    import time
+
+def _real(model: str, facts: int, device: str | None, dtype: str | None, seed: int, as_json: bool) -> None:
+    from bluedit.cli import console
+
+    console.load()
+    from bluedit.cli.demo_real import real_demo, show
+    from bluedit.models import load_model
+
+    with console.bars(f"loading {model}") as bars:
+        editable = load_model(model, device=device, dtype=dtype, progress=bars)
+        started = time.monotonic()
+        document = real_demo(editable, model, facts, seed, bars)
+    document["seconds"] = round(time.monotonic() - started, 1)
+    if as_json:
+        console.emit(document)
+        return
+    console.show(show(document))
+    back = all(document["reverted"].values())
+    console.show("taken back: every weight is as it was, bit for bit" if back else "NOT taken back: the weights differ")
+    console.say(
+        f"took {document['seconds']:.0f} s, {document['editing_seconds']:.0f} s of it the edit. ES: the new object is "
+        "preferred; PS: also when asked otherwise; NS: something else keeps its answer"
+    )
+
+
+def _compare(model: str, facts: int, device: str | None, dtype: str | None, seed: int, as_json: bool) -> None:
     import warnings
 
     from bluedit.cli import console
+    from bluedit.datasets import read_dataset
 
+    dataset = f"world:counterfact:0:{seed}:person"
+    cases = read_dataset(dataset, facts)
     console.load()
     from bluedit.cautions import LargeChangeWarning
     from bluedit.editing import edit

@@ -1,4 +1,5 @@
-"""Where second moments come from: texts, data sets of the Hugging Face hub, a synthetic world, or a file of statistics."""
+"""Where second moments come from: texts, data sets of the Hugging Face hub, a synthetic world, texts that ship with bluedit,
+or a file of statistics."""
 
 from __future__ import annotations
 
@@ -16,16 +17,17 @@ from bluedit.datasets.world import World
 from bluedit.errors import StatisticsError, did_you_mean, excerpt, first_line, shortened
 from bluedit.statistics.sharing import SharedStatistics
 from bluedit.storage.parsing import is_file, parse_json
+from bluedit.zoo import TEXTS
 
 __all__ = ["Corpus", "read_corpus"]
 
 _CHUNK = 1 << 20
 _WORLD_DOCUMENTS = 4000
 """Enough for every direction of a mini model's keys to occur, in seconds."""
-_KINDS = ("hub", "jsonl", "stats", "text", "world")
+_KINDS = ("hub", "jsonl", "stats", "text", "world", "zoo")
 _FORMS = (
     'A corpus is given as text:FILE (one document per line), jsonl:FILE (an object with a "text" per line), '
-    "hub:NAME[:CONFIG], world:SEED, or stats:FILE for moments that were exported."
+    "hub:NAME[:CONFIG], world:SEED, zoo:MODEL, or stats:FILE for moments that were exported."
 )
 
 
@@ -62,6 +64,7 @@ def read_corpus(specification: str) -> Corpus:
       local folder of data files. It is streamed: nothing is downloaded beyond what is read. What the hub holds under a name
       may change; a revision pins it.
     - `world:SEED`: the synthetic world's text.
+    - `zoo:MODEL`: the texts that ship with bluedit for a model, which it wrote itself (:mod:`bluedit.zoo.write_texts`).
     - `stats:FILE`: no text, but moments that :func:`~bluedit.statistics.sharing.export_statistics` wrote.
 
     **Raises** :class:`~bluedit.errors.StatisticsError` for an unknown kind, for a file that is missing, empty or damaged, and,
@@ -74,6 +77,10 @@ def read_corpus(specification: str) -> Corpus:
         return _world(specification, rest)
     if kind == "hub":
         return _hub(specification, rest)
+    if kind == "zoo":
+        if rest not in TEXTS:
+            raise StatisticsError(did_you_mean(rest, TEXTS, what="model with texts of its own"))
+        kind, rest = "jsonl", str(TEXTS[rest])
     path = Path(rest).expanduser()
     if not is_file(rest):
         raise StatisticsError(f"the corpus file {excerpt(rest)} does not exist. {_FORMS}")
