@@ -262,7 +262,7 @@ def test_truncated_single_file_is_refused(tiny_gpt2: EditableModel, make_patch: 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.safetensors"])
 def test_missing_patch_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(PatchError, match=f"no patch at .*{name}: no such file"):
+    with pytest.raises(PatchError, match=f"there is no file or folder .*{name}; check the path"):
         Patch.load(tmp_path / name)
 
 
@@ -585,7 +585,7 @@ RECORD_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "parent": (lambda path: _index(path, [".."]), "names files outside its folder|is not a patch"),
     "not a list": (lambda path: _index(path, "patch-0000.safetensors"), "names files outside its folder"),
     "not names": (lambda path: _index(path, [1]), "names files outside its folder"),
-    "a patch that is missing": (lambda path: _index(path, ["patch-0007.safetensors"]), "no such file"),
+    "a patch that is missing": (lambda path: _index(path, ["patch-0007.safetensors"]), "there is no file or folder"),
     "a patch too many": (
         lambda path: _index(path, ["patch-0000.safetensors"] * 2),
         "is not what its original and the recorded",

@@ -279,7 +279,7 @@ def _read_manifest(source: Path) -> dict[str, Any]:
     **Raises** :class:`~bluedit.errors.PatchError` where there is none.
     """
     if not source.exists():
-        raise PatchError(f"there is no patch at {source}: no such file or folder")
+        raise PatchError(f"there is no file or folder {source}; check the path")
     try:
         if source.is_dir():
             if not (source / _TENSORS).is_file():
