@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from bluedit.known import KNOWN
 from bluedit.methods import METHODS
 from bluedit.patches import Patch
 from bluedit.sessions import session as session_module
+from bluedit.storage.documents import read_document
 
 pytestmark = pytest.mark.filterwarnings("ignore:the change of layer")
 
@@ -170,7 +170,7 @@ def test_run_forces_its_own_folder_only(run: Run, tmp_path: Path, saved_tiny_gpt
     )
     common = ("run", recipe, "--model", saved_tiny_gpt2, "--out", tmp_path / "out")
     document = run(*common, "--json").document
-    assert json.loads((tmp_path / "out" / "table.json").read_text()) == document
+    assert read_document(tmp_path / "out" / "table.json", sealed=True, kind="table") == document
     assert run(*common, "--seed", 3).code == 2
     assert run(*common, "--seed", 3, "--force").code == 0
     (tmp_path / "home").mkdir()

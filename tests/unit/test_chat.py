@@ -30,6 +30,7 @@ from bluedit.models.chat import Chat
 from bluedit.models.generation import generate
 from bluedit.patches import Patch, merge
 from bluedit.statistics import Statistics
+from bluedit.storage.documents import document_text
 from bluedit.values import context_templates
 
 LLAMA3 = (
@@ -261,7 +262,7 @@ def test_edit_evaluate_and_revert_in_a_chat(
     assert loaded.manifest == patch.manifest
     record = json.loads((tmp_path / "patch" / "patch.json").read_text())
     del record["chat"]
-    (tmp_path / "patch" / "patch.json").write_text(json.dumps(record))
+    (tmp_path / "patch" / "patch.json").write_text(document_text(record))
     assert Patch.load(tmp_path / "patch").manifest.chat is None, "patches from before chats are of plain prompts"
 
 
