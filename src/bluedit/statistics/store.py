@@ -337,8 +337,8 @@ def _check_unhashed(moment_FF: Tensor, path: Path) -> None:
     slack = _ROUNDING * float(diagonal_F.abs().max())
     if float((moment_FF - moment_FF.T).abs().max()) > slack or bool((moment_FF.abs() > bound_FF + slack).any()):
         raise DamagedFileError(path, "is damaged: no second moment has such entries")
-    warnings.warn(
-        f"{path} is of an earlier version, without a hash: only its symmetry and the size of its entries were checked; "
-        "remove it to have it computed again, with a hash",
+    warnings.warn(  # of the folder: one for all layers
+        f"{path.parent} holds second moments of an earlier version, without hashes: only their symmetry and the size of their "
+        "entries were checked; remove them to have them computed again, with hashes",
         stacklevel=4,
     )
