@@ -63,7 +63,7 @@ bench: $(VENV)/.installed ## the benchmarks: against the textbook, and batch aft
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/session_batches.py
 
-torture: $(VENV)/.installed ## damaged files, kills, full disks, bad inputs: ten minutes; TORTURE_ARGS=--long for all (an hour)
+torture: $(VENV)/.installed ## damaged files, kills, full disks, bad inputs: ten minutes; TORTURE_ARGS=--long for all
 	PYTHONPATH=tools $(BIN)/python -m torture --workers $(TEST_WORKERS) $(TORTURE_ARGS)
 
 clean: ## remove the environment and all caches
