@@ -31,6 +31,8 @@ def model(saved_tiny_gpt2: Path, tmp_path: Path) -> Path:
     (folder / "runs" / "log.txt").write_text("step 1\n")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"note": "kept as it is"}, indent=7))
+    (folder / "elsewhere").symlink_to("/nowhere/at/all")
+    (folder / "older").symlink_to("runs")
     (folder / ".git").mkdir()
     (folder / ".git" / "HEAD").write_text("ref")
     return folder
@@ -137,6 +139,13 @@ def test_apply_and_revert_give_the_folder_again_byte_for_byte(run: Run, patch: P
     assert contents(tmp_path / "back") == {name: content for name, content in before.items() if name != ".git/HEAD"}
 
 
+def test_links_to_folders_and_to_nothing_stay_links(run: Run, patch: Path, model: Path, tmp_path: Path) -> None:
+    assert run("patch", "apply", patch, "--model", model, "--out", tmp_path / "patched").code == 0
+    assert run("patch", "revert", "--model", tmp_path / "patched", "--out", tmp_path / "back").code == 0
+    for name in ("elsewhere", "older"):
+        assert (tmp_path / "back" / name).readlink() == (model / name).readlink()
+
+
 def test_sharded_checkpoint_keeps_its_shards(run: Run, patch: Path, model: Path, tmp_path: Path) -> None:
     weights = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
@@ -179,7 +188,7 @@ def test_every_file_has_the_mode_that_the_umask_gives(run: Run, patch: Path, mod
         assert run("patch", "apply", patch, "--model", model, "--out", tmp_path / "patched").code == 0
     finally:
         os.umask(before)
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "patched").rglob("*")}
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "patched").rglob("*") if not path.is_symlink()}
     assert {mode for path, mode in modes.items() if path.is_file()} == {0o640}
     assert {mode for path, mode in modes.items() if path.is_dir()} == {0o750}
 

@@ -112,7 +112,10 @@ def _write_copy(model: EditableModel, source: Path, folder: Path) -> None:
     for name in copied:
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, place)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, place)
+        else:  # a link to a folder, or to nothing
+            place.symlink_to((source / name).readlink())
     for name, place in (stored or {}).items():
         place.write(folder, model.model.get_parameter(name).detach())
 
