@@ -17,13 +17,14 @@ from torch import Tensor
 
 from bluedit import Settings, edit
 from bluedit.datasets import read_dataset
+from bluedit.editors.closed_form.keys import context_templates, fact_states
+from bluedit.editors.closed_form.optimizer import optimise_values
+from bluedit.editors.closed_form.warm_start import predict_deltas
+from bluedit.editors.presets import find_preset
 from bluedit.evaluation import Scores, compare, score_cases
 from bluedit.facts import Fact
-from bluedit.known import lookup
 from bluedit.models import EditableModel, load_model
 from bluedit.storage.files import atomic_file
-from bluedit.values import context_templates, fact_states, optimise_values
-from bluedit.values.starts import predict_deltas
 
 RESULTS = Path(__file__).parent / "results" / "fewer_steps.json"
 COUNTS = (1, 4, 8, 12, 16, 20, 25)
@@ -71,7 +72,7 @@ def main() -> None:
     model = load_model("gpt2-mini", device="cpu")
     facts = [case.fact for case in read_dataset("world:counterfact:0:7", options.seen + options.new)]
     seen, new = facts[: options.seen], facts[options.seen :]
-    known = lookup(model.model.config)
+    known = find_preset(model.model.config)
     assert known is not None
     settings = Settings().override(known.settings_for("memit", "boundary")).override({"early_stop_loss": 0.0})
     templates = context_templates(model, 0)

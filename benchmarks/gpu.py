@@ -28,11 +28,12 @@ from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig
 
 import bluedit
 from bluedit.datasets import read_dataset
+from bluedit.editors.closed_form.keys import context_templates
+from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.methods import Settings
 from bluedit.models import EditableModel, load_model
 from bluedit.statistics import SecondMoment, Statistics
 from bluedit.storage.files import atomic_file
-from bluedit.values import context_templates, optimise_values
 
 SHAPES: dict[str, tuple[Callable[[], Any], tuple[int, int]]] = {
     "llama-3-8b": (

@@ -17,13 +17,14 @@ import torch
 
 import bluedit
 from bluedit.datasets import read_dataset
+from bluedit.editors.closed_form.inverse_metric import InverseMetric
+from bluedit.editors.closed_form.keys import context_templates
+from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.facts import Fact
 from bluedit.methods import Settings
 from bluedit.models import EditableModel, load_model
 from bluedit.sessions import Session
-from bluedit.solvers import InverseMetric
 from bluedit.storage.files import atomic_file
-from bluedit.values import context_templates, optimise_values
 
 RESULTS = Path(__file__).parent / "results" / "growth.json"
 SETTINGS = Settings(v_num_grad_steps=10, early_stop_loss=0.0)

@@ -25,10 +25,12 @@ from typing import Any
 import torch
 
 from bluedit.datasets import read_dataset
+from bluedit.editors.closed_form.inverse_metric import InverseMetric
+from bluedit.editors.closed_form.priors import SECOND_MOMENT
 from bluedit.methods import METHODS
 from bluedit.models import load_model
 from bluedit.sessions import Session
-from bluedit.solvers import SECOND_MOMENT, InverseMetric, shrink
+from bluedit.statistics.inverse import shrink
 from bluedit.storage.files import atomic_file
 from bluedit.strategies import BOUNDARY
 
@@ -44,7 +46,7 @@ def resident() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--method", default="memit-seq", choices=[name for name, method in METHODS.items() if method.keeps_past]
+        "--method", default="memit-seq", choices=[name for name, method in METHODS.items() if method.caches_keys]
     )
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--facts", type=int, default=10, help="facts of a batch")

@@ -28,10 +28,10 @@ from transformers import (
 )
 
 from bluedit.datasets import World
+from bluedit.edits import LowRank, Manifest, Patch
+from bluedit.edits.manifest import FactRecord, WeightRecord
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
-from bluedit.patches import LowRank, Manifest, Patch
-from bluedit.patches.manifest import FactRecord, WeightRecord
 from bluedit.statistics import SecondMoment, Statistics
 
 torch.set_num_threads(1)  # for matrices as small as these, threads only wait for one another

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bluedit.datasets import Case, World, read_cases, read_dataset
     from bluedit.editing import edit
+    from bluedit.editors.closed_form.constraints import PRUNING, RELATIVE_CHANGE
+    from bluedit.editors.closed_form.priors import NULL_SPACE, SECOND_MOMENT
+    from bluedit.edits import Patch
     from bluedit.errors import BlueditError, BlueditWarning, InputError, NumericsError, ResourceError
     from bluedit.evaluation import Scores, score_cases
     from bluedit.facts import Fact
@@ -30,13 +33,13 @@ if TYPE_CHECKING:
         MEMIT,
         MEMIT_SEQ,
         METHODS,
+        MLP_AND_ATTENTION,
         MLP_OUTPUT,
         PMET,
         PRUNE,
         R_ROME,
         RECT,
         ROME,
-        TWO_SITES,
         FineTuning,
         Method,
         Objective,
@@ -45,10 +48,7 @@ if TYPE_CHECKING:
     )
     from bluedit.models import EditableModel, ModuleMap, load_model
     from bluedit.models.generation import generate
-    from bluedit.patches import Patch
-    from bluedit.restraints import PRUNING, RELATIVE_CHANGE
     from bluedit.sessions import Session
-    from bluedit.solvers import NULL_SPACE, SECOND_MOMENT
     from bluedit.statistics import Statistics, read_corpus
     from bluedit.strategies import BOUNDARY, EACH_LAYER, EVEN, SINGLE, SQUARE_ROOT, STRATEGIES, Step, Strategy, explicit, single
     from bluedit.tuning import Tuning, read_tuning, tune
@@ -67,6 +67,7 @@ __all__ = [
     "MEMIT",
     "MEMIT_SEQ",
     "METHODS",
+    "MLP_AND_ATTENTION",
     "MLP_OUTPUT",
     "NULL_SPACE",
     "PMET",
@@ -80,7 +81,6 @@ __all__ = [
     "SINGLE",
     "SQUARE_ROOT",
     "STRATEGIES",
-    "TWO_SITES",
     "BlueditError",
     "BlueditWarning",
     "Case",
@@ -138,7 +138,7 @@ _HOMES = {
         "RECT",
         "ROME",
         "R_ROME",
-        "TWO_SITES",
+        "MLP_AND_ATTENTION",
         "FineTuning",
         "Method",
         "Objective",
@@ -147,8 +147,8 @@ _HOMES = {
     ),
     "bluedit.models": ("EditableModel", "ModuleMap", "load_model"),
     "bluedit.models.generation": ("generate",),
-    "bluedit.patches": ("Patch",),
-    "bluedit.restraints": ("PRUNING", "RELATIVE_CHANGE"),
+    "bluedit.edits": ("Patch",),
+    "bluedit.editors.closed_form.constraints": ("PRUNING", "RELATIVE_CHANGE"),
     "bluedit.sessions": ("Session",),
     "bluedit.solvers": ("NULL_SPACE", "SECOND_MOMENT"),
     "bluedit.statistics": ("Statistics", "read_corpus"),

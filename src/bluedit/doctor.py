@@ -14,19 +14,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from bluedit.editors.presets import Preset, find_preset
 from bluedit.errors import ModelError, SettingsError, first_line
-from bluedit.known import KnownModel, lookup
 from bluedit.methods import Method, Settings
 from bluedit.models.configuration import read_configuration
 from bluedit.models.editable import context_length, takes_positions
 from bluedit.models.getting import origin_of
 from bluedit.models.gguf import GgufHeader, read_gguf, read_gguf_config, read_gguf_tokenizer
+from bluedit.models.inputs.tokens import PromptTokenizer
+from bluedit.models.layout.maps import ModuleMap
+from bluedit.models.layout.structure import Structure, discover
 from bluedit.models.loading import UNQUANTISED, choose_device, choose_dtype, locate, quantisation
-from bluedit.models.machine import Memory, memory_of, product_speed
-from bluedit.models.maps import ModuleMap
-from bluedit.models.plan import MemoryPlan, gigabytes, plan_memory, value_flops
-from bluedit.models.structure import Structure, discover
-from bluedit.models.tokens import TextEncoder
+from bluedit.models.memory.estimate import MemoryPlan, gigabytes, plan_memory, value_flops
+from bluedit.models.memory.machine import Memory, memory_of, product_speed
 from bluedit.models.weight_files import WeightFiles, read_weight_files
 from bluedit.strategies import SINGLE
 from bluedit.zoo import DOWNLOADS
@@ -102,7 +102,7 @@ def examine(
     checks += found.checks
     config, network, structure = found.config, found.network, found.structure
     if config is not None and network is not None and structure is not None:
-        known = lookup(config)
+        known = find_preset(config)
         critical, check = _check_layers(known, method, structure, layers)
         checks.append(check)
         if not method.fine_tuning:
@@ -285,7 +285,7 @@ def _check_tokenizer(source: Path | GgufHeader, config: Any, trust_remote_code: 
             tokenizer = read_gguf_tokenizer(source)
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
             raise ModelError("its vocabulary is empty; save it beside the model with tokenizer.save_pretrained")
-        encoder = TextEncoder(tokenizer)
+        encoder = PromptTokenizer(tokenizer)
     except ModelError as error:
         return Check("tokenizer", "problem", str(error))
     except Exception as error:  # libraries that a tokenizer needs, files that it cannot read
@@ -376,7 +376,7 @@ def _check_architecture(
 
 
 def _check_layers(
-    known: KnownModel | None, method: Method, structure: Structure, layers: Sequence[int] | None
+    known: Preset | None, method: Method, structure: Structure, layers: Sequence[int] | None
 ) -> tuple[tuple[int, ...], Check]:
     """The critical layers, and where they are from; where none are known, some to make the plans for."""
     single = method.strategy == SINGLE
@@ -403,14 +403,14 @@ def _check_layers(
     return critical, Check("layers", "warning", message, {"known": None, "layers": None, "assumed": list(critical)})
 
 
-def _check_corpus(known: KnownModel | None) -> Check:
+def _check_corpus(known: Preset | None) -> Check:
     if known and known.corpus:
         return Check("corpus", "ok", f"second moments are taken over {known.corpus}", {"corpus": known.corpus})
     message = "no text is known to take second moments of keys over; name one: --corpus text:FILE, hub:NAME, or stats:FILE"
     return Check("corpus", "warning", message, {"corpus": None})
 
 
-def _check_settings(known: KnownModel | None, method: Method, settings: Settings) -> Check:
+def _check_settings(known: Preset | None, method: Method, settings: Settings) -> Check:
     values = settings.as_dict()
     used = {name: values[name] for name in method.uses}
     if known:
@@ -430,13 +430,13 @@ def _edited(method: Method, critical: Sequence[int]) -> tuple[int, ...]:
 
 
 def _aims(method: Method, critical: Sequence[int]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(step.aim for step in method.strategy.steps(critical)))
+    return tuple(dict.fromkeys(step.target_layer for step in method.strategy.steps(critical)))
 
 
 def plan_for(
     network: nn.Module, structure: Structure, method: Method, critical: Sequence[int], settings: Settings, dtype: torch.dtype
 ) -> MemoryPlan:
-    """The memory that an edit takes; see :func:`~bluedit.models.plan.plan_memory`."""
+    """The memory that an edit takes; see :func:`~bluedit.models.memory.estimate.plan_memory`."""
     return plan_memory(
         structure,
         sum(parameter.numel() for parameter in network.parameters()),
@@ -444,7 +444,7 @@ def plan_for(
         lowest_aim=min(_aims(method, critical)),
         weight_bytes=dtype.itemsize,
         metric_bytes=getattr(torch, settings.metric_dtype).itemsize,
-        keeps_past=method.keeps_past,
+        caches_keys=method.caches_keys,
         trains=method.fine_tuning is not None,
     )
 

@@ -18,23 +18,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bluedit.cautions import LargeChangeWarning, RoundingWarning
+from bluedit.editors.cautions import LargeChangeWarning, RoundingWarning
+from bluedit.editors.closed_form.inverse_metric import InverseMetric
+from bluedit.editors.closed_form.keys import check_templates, context_templates, fact_keys, fact_states
+from bluedit.editors.closed_form.optimizer import Values, optimise_values
+from bluedit.editors.fine_tuning.training import fine_tune
+from bluedit.editors.presets import find_preset
+from bluedit.edits import Change, Dense, LowRank, Manifest, Patch
+from bluedit.edits.manifest import FactRecord, OptimisationRecord, WeightRecord
 from bluedit.errors import FactError, NumericsError, SettingsError, excerpt
 from bluedit.facts import Fact, OnConflict, check_facts, check_on_conflict
-from bluedit.fine_tuning import fine_tune
-from bluedit.known import lookup
-from bluedit.methods import MEMIT, Method, Settings, blue
-from bluedit.methods import method as find_method
+from bluedit.methods import MEMIT, Method, Settings, blue, find_method
 from bluedit.models import EditableModel
-from bluedit.patches import Change, Dense, LowRank, Manifest, Patch
-from bluedit.patches.manifest import FactRecord, OptimisationRecord, WeightRecord
-from bluedit.precision import all_finite, wide
+from bluedit.precision import all_finite, upcast
 from bluedit.progress import Progress, silent, stage
-from bluedit.solvers import InverseMetric
 from bluedit.statistics import Statistics, read_corpus
-from bluedit.strategies import SINGLE, Step, Strategy
-from bluedit.strategies import strategy as find_strategy
-from bluedit.values import Values, check_templates, context_templates, fact_keys, fact_states, optimise_values
+from bluedit.strategies import SINGLE, Step, Strategy, find_strategy
 
 __all__ = [
     "EditOptions",
@@ -42,9 +41,9 @@ __all__ = [
     "Metrics",
     "Plan",
     "Progress",
+    "constrain_sequence",
     "edit",
     "plan_edit",
-    "restrain_sequence",
     "run_batch",
     "run_plan",
     "silent",
@@ -141,7 +140,7 @@ def edit(model: Any, *arguments: Any, progress: Progress = silent, **options: Un
       them, with `"last"` the later one wins, `"keep"` edits both.
     - `progress`: called as `progress(task, advance, total)` while work goes on.
 
-    **Returns** a :class:`~bluedit.patches.Patch`. An edit of no facts is the empty patch. A method whose restraint acts at
+    **Returns** a :class:`~bluedit.edits.Patch`. An edit of no facts is the empty patch. A method whose constraint acts at
     the end of a sequence (PRUNE) takes the one batch for the whole of it.
 
     **Raises** subclasses of :class:`~bluedit.errors.InputError` for what the caller can mend, and
@@ -171,9 +170,9 @@ def plan_edit(
     chosen = blue(MEMIT) if method is None else find_method(method)
     if strategy is not None:
         chosen = chosen.with_strategy(find_strategy(strategy))
-    known = lookup(model.model.config)
+    known = find_preset(model.model.config)
     if layers == "auto":
-        from bluedit.tracing.kept import recall
+        from bluedit.tracing.layer_cache import recall
 
         layers = chosen.strategy.fixed_layers or recall(model).layers_for(chosen.strategy)
     if layers is None and chosen.strategy.fixed_layers:
@@ -189,7 +188,7 @@ def plan_edit(
     if isinstance(layers, str) or not all(type(layer) is int for layer in layers):
         raise SettingsError(f"layers={layers!r} is not understood; give whole numbers, as in layers=range(4, 9)")
     critical = tuple(sorted(set(layers)))
-    asked = {*critical, *(layer for step in chosen.strategy.steps(critical) for layer in (step.layer, step.aim))}
+    asked = {*critical, *(layer for step in chosen.strategy.steps(critical) for layer in (step.layer, step.target_layer))}
     if outside := sorted(layer for layer in asked if not 0 <= layer < model.structure.depth):
         raise SettingsError(f"layer {outside[-1]} is not in this model: it has layers 0 to {model.structure.depth - 1}")
     if sparse := sorted(asked - set(model.structure.dense)):
@@ -239,19 +238,19 @@ class Metrics:
             moments = self.plan.statistics.moments(model, missing, advance)
         for layer in missing:
             metric = method.prior.inverse(moments[layer], self.plan.settings)
-            if method.keeps_past:
+            if method.caches_keys:
                 self.initial[layer] = metric.copy("cpu")
             self.by_layer[layer] = metric.copy(model.weight(layer).device)
 
     def absorb(self, keys: Mapping[int, Tensor]) -> None:
         """Make keys (F, N) by layer past keys, where the method keeps them."""
-        if self.plan.method.keeps_past:
+        if self.plan.method.caches_keys:
             for layer, keys_FN in keys.items():
                 self.by_layer[layer].absorb(keys_FN)
 
     def after(self, batches: Iterable[Mapping[int, Tensor]]) -> Metrics:
         """The metrics after these batches' keys, from the initial ones; a method without past keys has them already."""
-        if not self.plan.method.keeps_past:
+        if not self.plan.method.caches_keys:
             return self
         by_layer = {layer: metric.copy(self.by_layer[layer].matrix_FF.device) for layer, metric in self.initial.items()}
         metrics = Metrics(self.plan, by_layer, self.initial)
@@ -288,13 +287,13 @@ class _Work:
     def least_squares(self, step: Step) -> Change:
         """R Q^T for one step: keys and gap measured on the model as it is edited now."""
         model, plan, method = self.model, self.plan, self.plan.method
-        target_DN = self.target(step.aim)
+        target_DN = self.target(step.target_layer)
         self.keys[step.layer] = keys_FN = fact_keys(model, plan.facts, step.layer, plan.templates)
         read_FN = fact_keys(model, plan.facts, step.layer, plan.templates[:1]) if method.reads_bare_prompt else None
-        gap_DN = target_DN - fact_states(model, plan.facts, step.aim, method.objective.sites[0])
+        gap_DN = target_DN - fact_states(model, plan.facts, step.target_layer, method.objective.components[0])
         names = tuple(fact.id for fact in plan.facts)
         gain_FN = self.metrics.by_layer[step.layer].gain(keys_FN, noise=method.noise, readout_FN=read_FN, names=names)
-        return LowRank.of(step.share * gap_DN, gain_FN)
+        return LowRank.of(step.fraction * gap_DN, gain_FN)
 
     def fine_tuned(self, layer: int) -> Change:
         """The change that training the weight makes."""
@@ -315,7 +314,7 @@ def run_batch(
 
     The model's weights are written on the way, and hold their original bits afterwards. `metrics` is only read: absorb the
     keys when the patch is kept. `values`, by layer, are those that were optimised for these facts already, with these settings
-    and on this model as it is edited when they are needed. A restraint at the end of the sequence is not applied here.
+    and on this model as it is edited when they are needed. A constraint at the end of the sequence is not applied here.
     """
     started = time.monotonic()
     method, steps = plan.method, plan.steps
@@ -327,13 +326,13 @@ def run_batch(
             change = work.fine_tuned(step.layer) if method.fine_tuning else work.least_squares(step)
             changes[step.layer] = _checked(change, step.layer)
             change.add_to(model.matrix(step.layer))
-        if method.restraint and method.restraint.when == "batch":
+        if method.constraint and method.constraint.when == "batch":
             for layer, change in changes.items():
                 weight_DF = model.structure.oriented(originals[layer])
-                changes[layer] = _checked(method.restraint.restrain(change, weight_DF, plan.settings), layer)
+                changes[layer] = _checked(method.constraint.constrain(change, weight_DF, plan.settings), layer)
                 model.weight(layer).detach().copy_(originals[layer])
                 changes[layer].add_to(model.matrix(layer))
-        if method.keeps_past and (method.restraint or list(changes) != sorted(changes)):
+        if method.caches_keys and (method.constraint or list(changes) != sorted(changes)):
             # Otherwise no weight below a layer changed after its keys were measured, and they are the edited model's already.
             work.keys = {layer: fact_keys(model, plan.facts, layer, plan.templates) for layer in changes}
     return _patch(model, work, changes, time.monotonic() - started), work.keys
@@ -352,21 +351,21 @@ def run_plan(
     """
     patch, _ = run_batch(model, plan, metrics or Metrics(plan), progress, values)
     weights = {name: model.matrix(record.layer) for name, record in patch.manifest.weights.items()}
-    return restrain_sequence(patch, plan, weights)
+    return constrain_sequence(patch, plan, weights)
 
 
-def restrain_sequence(patch: Patch, plan: Plan, weights: Mapping[str, Tensor]) -> Patch:
-    """The patch of a whole sequence, after the restraint that acts at its end, if the method has one.
+def constrain_sequence(patch: Patch, plan: Plan, weights: Mapping[str, Tensor]) -> Patch:
+    """The patch of a whole sequence, after the constraint that acts at its end, if the method has one.
 
     `weights` are those from before the sequence by name, d_model x d_ff.
     """
-    restraint = plan.method.restraint
-    if not patch.changes or not restraint or restraint.when != "sequence":
+    constraint = plan.method.constraint
+    if not patch.changes or not constraint or constraint.when != "sequence":
         return patch
     changes: dict[str, Change] = {}
     records: dict[str, WeightRecord] = {}
     for name, record in patch.manifest.weights.items():
-        change = restraint.restrain(patch.changes[name], weights[name], plan.settings)
+        change = constraint.constrain(patch.changes[name], weights[name], plan.settings)
         changes[name] = _checked(change, record.layer)
         norm = change.norm()
         relative = _relative(norm, weights[name])
@@ -388,7 +387,7 @@ def _checked(change: Change, layer: int) -> Change:
 
 def _relative(norm: float, weight_DF: Tensor) -> float:
     """||D|| / ||W||; 0 for a weight of zeros, beside which no change has a size."""
-    size = wide(weight_DF).norm().item()
+    size = upcast(weight_DF).norm().item()
     return norm / size if size else 0.0
 
 

@@ -1,11 +1,11 @@
-"""Methods as values: a prior over keys, a strategy, an objective and a restraint, put together.
+"""Methods as values: a prior over keys, a strategy, an objective and a constraint, put together.
 
 `METHODS` holds the published ones by name; :func:`blue` replaces a method's strategy by BLUE's and nothing else. A method
 of one's own is another value, put together from these parts or from new ones:
 
-    Method(name="mine", strategy=BOUNDARY, prior=NULL_SPACE, keeps_past=True, objective=TWO_SITES, restraint=RELATIVE_CHANGE)
+    Method(name="mine", strategy=BOUNDARY, prior=NULL_SPACE, caches_keys=True, constraint=RELATIVE_CHANGE)
 
-An installed package adds methods through the entry-point group `bluedit.methods`; they are found by :func:`method` like the
+An installed package adds methods through the entry-point group `bluedit.methods`; :func:`find_method` finds them like the
 published ones.
 """
 
@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bluedit.editors.closed_form.constraints import PRUNING, RELATIVE_CHANGE, Constraint
+from bluedit.editors.closed_form.priors import NULL_SPACE, SECOND_MOMENT, Prior
 from bluedit.errors import SettingsError, did_you_mean, excerpt
-from bluedit.restraints import PRUNING, RELATIVE_CHANGE, Restraint
-from bluedit.solvers.priors import NULL_SPACE, SECOND_MOMENT, Prior
 from bluedit.strategies import BOUNDARY, EVEN, SINGLE, SQUARE_ROOT, Strategy
 
 __all__ = [
@@ -34,20 +34,20 @@ __all__ = [
     "MEMIT",
     "MEMIT_SEQ",
     "METHODS",
+    "MLP_AND_ATTENTION",
     "MLP_OUTPUT",
     "PMET",
     "PRUNE",
     "RECT",
     "ROME",
     "R_ROME",
-    "TWO_SITES",
     "FineTuning",
     "Method",
     "Objective",
     "Settings",
     "blue",
+    "find_method",
     "installed_methods",
-    "method",
 ]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -69,7 +69,8 @@ class Settings(BaseModel):
       Nothing but time is gained where the weights are in half precision already.
 
     - `v_warm_after`: of a larger batch so many facts, spread evenly, start from 0, and the others with half of the evaluations
-      from what a ridge regression on those predicts (:mod:`bluedit.values.starts`); 0, as published: all start from 0.
+      from what a ridge regression on those predicts; 0, as published: all start from 0. See
+      :mod:`bluedit.editors.closed_form.warm_start`.
 
     The prior over keys
 
@@ -146,14 +147,14 @@ class Settings(BaseModel):
 class Objective:
     """What is optimised for a fact, and where it counts.
 
-    - `sites`: where vectors are added, one each; the target is what should stand at the first. `layer`: the layer's output;
-      `mlp`, `attention`: the outputs of its two parts.
+    - `components`: where vectors are added, one each; the target is what should stand at the first. `layer`: the layer's
+      output; `mlp`, `attention`: the outputs of its two parts.
     - `met_scale`: while the target is the most likely text after every prompt, its loss counts this much in the next step
       (PMET); None for no change.
     - `met_kl`: ... and a fact is done when its KL divergence is below this.
     """
 
-    sites: tuple[Literal["layer", "mlp", "attention"], ...] = ("layer",)
+    components: tuple[Literal["layer", "mlp", "attention"], ...] = ("layer",)
     met_scale: float | None = None
     met_kl: float = 0.0
 
@@ -169,22 +170,26 @@ class Objective:
     )
 
     def __post_init__(self) -> None:
-        if unknown := [site for site in self.sites if site not in ("layer", "mlp", "attention")]:
-            raise SettingsError(did_you_mean(unknown[0], ("layer", "mlp", "attention"), what="site"))
-        if not self.sites or len(set(self.sites)) < len(self.sites) or ("layer" in self.sites and len(self.sites) > 1):
+        if unknown := [component for component in self.components if component not in ("layer", "mlp", "attention")]:
+            raise SettingsError(did_you_mean(unknown[0], ("layer", "mlp", "attention"), what="component"))
+        if (
+            not self.components
+            or len(set(self.components)) < len(self.components)
+            or ("layer" in self.components and len(self.components) > 1)
+        ):
             raise SettingsError(
-                f"an objective has one site, or both of mlp and attention; got {', '.join(self.sites) or 'none'}"
+                f"an objective has one component, or both of mlp and attention; got {', '.join(self.components) or 'none'}"
             )
 
 
 HIDDEN_STATE = Objective()
 """The hidden state after the layer (MEMIT eq. 16)."""
 
-MLP_OUTPUT = Objective(sites=("mlp",))
+MLP_OUTPUT = Objective(components=("mlp",))
 """The MLP's output (ROME eq. 4). What it does to the layers above is the same; norms, and with them clamp and decay, are
 the MLP's."""
 
-TWO_SITES = Objective(sites=("mlp", "attention"), met_scale=0.1, met_kl=0.01)
+MLP_AND_ATTENTION = Objective(components=("mlp", "attention"), met_scale=0.1, met_kl=0.01)
 """PMET's: the outputs of MLP and attention are optimised together, and the MLP's alone is what the weight should give
 (PMET, section 4)."""
 
@@ -210,9 +215,9 @@ class Method:
     - `prior`: the metric over keys that changes are weighed by.
     - `noise`: eps of the least-squares form; 1 trades residuals against the prior, 0 meets them exactly.
     - `reads_bare_prompt`: residuals are met at the key of the bare prompt, though written to the mean key over contexts (ROME).
-    - `keeps_past`: keys of earlier batches of a session join the prior.
+    - `caches_keys`: keys of earlier batches of a session join the prior.
     - `objective`: what is optimised for a fact.
-    - `restraint`: what is done to the finished change.
+    - `constraint`: what is done to the finished change.
     - `largest_batch`: how many facts one solution can take; any number when None.
     - `fine_tuning`: trains the weight instead; prior, noise and objective are then unused.
     - `settings`: the settings that apply when a model's own are not known.
@@ -224,9 +229,9 @@ class Method:
     prior: Prior = SECOND_MOMENT
     noise: Literal[0, 1] | float = 1.0
     reads_bare_prompt: bool = False
-    keeps_past: bool = False
+    caches_keys: bool = False
     objective: Objective = HIDDEN_STATE
-    restraint: Restraint | None = None
+    constraint: Constraint | None = None
     largest_batch: int | None = None
     fine_tuning: FineTuning | None = None
     settings: Settings = field(default_factory=Settings)
@@ -238,7 +243,7 @@ class Method:
             raise SettingsError(
                 f"noise={self.noise} of method {self.name!r} is negative; 1 is least squares, 0 meets residuals exactly"
             )
-        if self.keeps_past and self.noise != 1:
+        if self.caches_keys and self.noise != 1:
             raise SettingsError(
                 f"method {self.name!r} keeps past keys, which join the prior with noise 1; it has noise {self.noise}"
             )
@@ -247,8 +252,8 @@ class Method:
                 f"{self.name} trains one weight and has no residual that the strategy {self.strategy.name!r} could place; it "
                 "goes with strategy single"
             )
-        if self.fine_tuning and self.keeps_past:
-            raise SettingsError(f"{self.name} trains one weight and has no keys; keeps_past means nothing to it")
+        if self.fine_tuning and self.caches_keys:
+            raise SettingsError(f"{self.name} trains one weight and has no keys; caches_keys means nothing to it")
 
     def with_strategy(self, strategy: Strategy) -> Method:
         """The same method over other steps.
@@ -272,7 +277,7 @@ class Method:
             parts: list[tuple[str, ...]] = [self.fine_tuning.uses]
         else:
             parts = [self.prior.uses, self.objective.uses]
-        wanted = {*(name for part in parts for name in part), *(self.restraint.uses if self.restraint else ())}
+        wanted = {*(name for part in parts for name in part), *(self.constraint.uses if self.constraint else ())}
         if not self.noise:
             wanted -= {"lambda", "L2"}  # the scale of the metric cancels where residuals are met exactly
         return tuple(name for name in self.settings.names() if name in wanted)
@@ -304,21 +309,21 @@ MEMIT = Method(
 MEMIT_SEQ = replace(
     MEMIT,
     name="memit-seq",
-    keeps_past=True,
+    caches_keys=True,
     summary="MEMIT that keeps the keys of earlier batches",
     reference="Li et al. 2025, Rethinking Residual Distribution in Locate-then-Edit Model Editing, eq. 8",
 )
 RECT = replace(
     MEMIT,
     name="rect",
-    restraint=RELATIVE_CHANGE,
+    constraint=RELATIVE_CHANGE,
     summary="MEMIT that keeps only the entries that change most, relative to the weight",
     reference="Gu et al. 2024, Model Editing Harms General Abilities of Large Language Models",
 )
 PRUNE = replace(
     MEMIT,
     name="prune",
-    restraint=PRUNING,
+    constraint=PRUNING,
     summary="MEMIT whose total change has its largest singular values restrained at the end of the sequence",
     reference="Ma et al. 2024, Perturbation-Restrained Sequential Model Editing",
 )
@@ -326,14 +331,14 @@ ALPHAEDIT = Method(
     name="alphaedit",
     strategy=EVEN,
     prior=NULL_SPACE,
-    keeps_past=True,
+    caches_keys=True,
     summary="changes only in the null space of the keys, past keys kept",
     reference="Fang et al. 2024, AlphaEdit: Null-Space Constrained Knowledge Editing for Language Models",
 )
 PMET = Method(
     name="pmet",
     strategy=SQUARE_ROOT,
-    objective=TWO_SITES,
+    objective=MLP_AND_ATTENTION,
     summary="values optimised at MLP and attention together; the MLP's output is the target",
     reference="Li et al. 2024, PMET: Precise Model Editing in a Transformer",
 )
@@ -423,7 +428,7 @@ def blue(known: Method) -> Method:
     return known.with_strategy(BOUNDARY)
 
 
-def method(name: str | Method) -> Method:
+def find_method(name: str | Method) -> Method:
     """A method by name, published or installed.
 
     **Raises** :class:`~bluedit.errors.SettingsError` with the nearest known name.

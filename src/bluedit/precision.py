@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "wide"]
+__all__ = ["all_finite", "upcast"]
 
 
-def wide(tensor: Tensor) -> Tensor:
+def upcast(tensor: Tensor) -> Tensor:
     """The tensor in float32, or in float64 where that is what it is: deltas, losses and changes never narrow a model's
     numbers."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

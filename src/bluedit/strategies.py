@@ -1,7 +1,7 @@
 """Strategies: which layer closes which gap.
 
 A strategy turns the critical layers into an ordered list of steps. Each step changes one layer so that it closes a
-share of the gap between the hidden state and its target at the layer aimed at; keys and gap are measured afresh before
+fraction of the gap between the hidden state and its target at the layer aimed at; keys and gap are measured afresh before
 every step. Residual *distribution* aims every step at the last layer; BLUE aims the first and the last critical
 layer at targets of their own (Li et al. 2025, section 5).
 """
@@ -26,17 +26,17 @@ __all__ = [
     "Step",
     "Strategy",
     "explicit",
+    "find_strategy",
     "single",
-    "strategy",
 ]
 
 
 class Step(NamedTuple):
-    """Change `layer` so that it closes `share` of the gap that remains at `aim`."""
+    """Change `layer` so that it closes `fraction` of the gap that remains at `target_layer`."""
 
     layer: int
-    aim: int
-    share: float
+    target_layer: int
+    fraction: float
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class Strategy:
         return f"<strategy {self.name}>"
 
 
-def _distributed(share: Callable[[int], float]) -> Callable[[tuple[int, ...]], tuple[Step, ...]]:
-    """Every layer closes `share(layers left, itself included)` of the gap at the last."""
+def _distributed(fraction: Callable[[int], float]) -> Callable[[tuple[int, ...]], tuple[Step, ...]]:
+    """Every layer closes `fraction(layers left, itself included)` of the gap at the last."""
 
     def rule(layers: tuple[int, ...]) -> tuple[Step, ...]:
         last = layers[-1]
-        return tuple(Step(layer, last, share(len(layers) - index)) for index, layer in enumerate(layers))
+        return tuple(Step(layer, last, fraction(len(layers) - index)) for index, layer in enumerate(layers))
 
     return rule
 
@@ -108,7 +108,7 @@ SINGLE = Strategy("single", _only, one_layer=True)
 """The one critical layer closes its own gap (ROME, and fine-tuning of one weight)."""
 
 STRATEGIES: dict[str, Strategy] = {known.name: known for known in (EVEN, SQUARE_ROOT, BOUNDARY, EACH_LAYER)}
-"""The strategies over any number of layers, by name. `single` and `single:LAYER` are understood by :func:`strategy` as well."""
+"""The strategies over any number of layers, by name. :func:`find_strategy` takes `single` and `single:LAYER` as well."""
 
 
 def single(layer: int) -> Strategy:
@@ -124,18 +124,18 @@ def explicit(steps: Sequence[Step | tuple[int, int, float]]) -> Strategy:
     """
     fixed = tuple(Step(*step) for step in steps)
     if not fixed:
-        raise SettingsError("an explicit strategy needs at least one step (layer, aim, share)")
+        raise SettingsError("an explicit strategy needs at least one step (layer, target_layer, fraction)")
     if len({step.layer for step in fixed}) < len(fixed):
         raise SettingsError("an explicit strategy changes a layer once; put what should happen to a layer into one step")
     for step in fixed:
-        if step.aim < step.layer:
+        if step.target_layer < step.layer:
             raise SettingsError(
-                f"step {tuple(step)} aims at layer {step.aim}, which a change of layer {step.layer} cannot reach"
+                f"step {tuple(step)} aims at layer {step.target_layer}, which a change of layer {step.layer} cannot reach"
             )
     return Strategy("explicit", lambda _: fixed, tuple(sorted({step.layer for step in fixed})))
 
 
-def strategy(name: str | Strategy) -> Strategy:
+def find_strategy(name: str | Strategy) -> Strategy:
     """A strategy by name.
 
     **Raises** :class:`~bluedit.errors.SettingsError` with the nearest known name.

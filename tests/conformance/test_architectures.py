@@ -22,12 +22,12 @@ from transformers import PreTrainedTokenizerFast
 
 import bluedit
 from bluedit.datasets import Case
+from bluedit.editors.closed_form.optimizer import optimise_values
+from bluedit.edits import Patch
 from bluedit.facts import Fact
 from bluedit.methods import METHODS
 from bluedit.models import EditableModel, Row
-from bluedit.models.prefix import Injection
-from bluedit.patches import Patch
-from bluedit.values import optimise_values
+from bluedit.models.forward.prefix import Injection
 
 WIDTH, DEPTH, LENGTH, WINDOW = 32, 4, 96, 5
 

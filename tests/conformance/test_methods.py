@@ -15,11 +15,11 @@ from transformers.models.gptj.modeling_gptj import GPTJAttention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import bluedit
+from bluedit.edits import Patch
 from bluedit.errors import FactError, NumericsError, SessionError, SettingsError
 from bluedit.facts import Fact
 from bluedit.methods import METHODS, Method
 from bluedit.models import EditableModel
-from bluedit.patches import Patch
 from bluedit.sessions import Session
 from bluedit.statistics import SecondMoment, Statistics
 from bluedit.strategies import SINGLE, STRATEGIES, Strategy, single
@@ -193,7 +193,7 @@ def test_a_sequence_equals_the_dense_textbook_sequence(
     session, book = Session(model, **options(model, method, strategy)), textbook(model, method, strategy)
     steps = strategy.steps(session.plan.layers)
     patches = [session.apply(facts) for facts in batches]
-    if method.restraint and method.restraint.when == "sequence":
+    if method.constraint and method.constraint.when == "sequence":
         total = session.finish()
     session.undo(len(session))
     with model.restoring(LAYERS):
@@ -355,9 +355,9 @@ def test_past_keys_protect_earlier_batches(tiny_gpt2: EditableModel, world_facts
     method = METHODS[name]
     disturbed: dict[bool, float] = {}
     for keeps in (True, False):
-        session = Session(tiny_gpt2, **options(tiny_gpt2, replace(method, keeps_past=keeps), single(1)))
+        session = Session(tiny_gpt2, **options(tiny_gpt2, replace(method, caches_keys=keeps), single(1)))
         session.apply(world_facts[:3])
-        keys_FN = bluedit.values.fact_keys(tiny_gpt2, world_facts[:3], 1, TEMPLATES)
+        keys_FN = bluedit.editors.closed_form.keys.fact_keys(tiny_gpt2, world_facts[:3], 1, TEMPLATES)
         second = session.apply(world_facts[3:])
         disturbed[keeps] = (next(iter(second.changes.values())).dense() @ keys_FN).norm().item()
         session.undo(2)
@@ -376,22 +376,22 @@ def test_a_plain_transformers_model_is_edited_with_its_tokenizer(
 
 
 def test_a_method_of_ones_own_is_a_value(tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...]) -> None:
-    """Parts of several methods, put together: null space, two sites, past keys, RECT's restraint, BLUE's strategy."""
+    """Parts of several methods, put together: null space, two sites, past keys, RECT's constraint, BLUE's strategy."""
     mine = Method(
         name="mine",
         strategy=bluedit.BOUNDARY,
         prior=bluedit.NULL_SPACE,
-        keeps_past=True,
-        objective=bluedit.TWO_SITES,
-        restraint=bluedit.RELATIVE_CHANGE,
+        caches_keys=True,
+        objective=bluedit.MLP_AND_ATTENTION,
+        constraint=bluedit.RELATIVE_CHANGE,
     )
     session = Session(tiny_gpt2, **options(tiny_gpt2, mine, mine.strategy))
     for facts in (world_facts[:3], world_facts[3:]):
         patch = session.apply(facts)
         assert {change.kind for change in patch.changes.values()} == {"masked"}
-    # A restraint moves the weights after the keys were measured: past keys are those of the restrained model.
+    # A constraint moves the weights after the keys were measured: past keys are those of the restrained model.
     kept = session._batches[-1].keys[2]
-    torch.testing.assert_close(kept, bluedit.values.fact_keys(tiny_gpt2, world_facts[3:], 2, TEMPLATES))
+    torch.testing.assert_close(kept, bluedit.editors.closed_form.keys.fact_keys(tiny_gpt2, world_facts[3:], 2, TEMPLATES))
     session.undo(2)
 
 

@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bluedit.datasets import read_cases
+from bluedit.editors.closed_form.inverse_metric import InverseMetric
+from bluedit.editors.closed_form.keys import fact_states
 from bluedit.evaluation import score_cases
 from bluedit.methods import METHODS
 from bluedit.models import EditableModel, load_model
 from bluedit.sessions import Session
-from bluedit.solvers import InverseMetric, shrink
 from bluedit.statistics import SecondMoment, Statistics, read_corpus, second_moments
-from bluedit.values import fact_states
+from bluedit.statistics.inverse import shrink
 
 # Every run of the reference, `METHOD.STRATEGY`.
 REPLAYED = (

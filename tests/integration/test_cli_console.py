@@ -22,11 +22,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from bluedit import editing
-from bluedit.cautions import LargeChangeWarning
 from bluedit.cli import console
 from bluedit.cli.demo import sizes_of_changes
 from bluedit.cli.main import main
 from bluedit.datasets import World
+from bluedit.editors.cautions import LargeChangeWarning
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
 
@@ -294,7 +294,7 @@ def test_sigterm_cleans_up_as_ctrl_c_does(edit: Run, facts: Path, tmp_path: Path
         os.kill(os.getpid(), signal.SIGTERM)
 
     before, handler = sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("bluedit.patches.patch.save_file", half)
+    monkeypatch.setattr("bluedit.edits.patch.save_file", half)
     outcome = edit("--facts", facts, "--out", tmp_path / "patch", "--json")
     assert (outcome.code, outcome.stdout) == (143, "")
     assert outcome.stderr.endswith("error: stopped by SIGTERM; nothing was left half written\n")
@@ -374,7 +374,7 @@ def test_output_in_another_code_page_is_no_failure(monkeypatch: pytest.MonkeyPat
     with (tmp_path / "out").open("w", encoding="latin-1") as file:
         monkeypatch.setattr("sys.stdout", file)
         monkeypatch.setattr("sys.argv", ["bluedit", "models"])
-        monkeypatch.setattr("bluedit.known.KNOWN", ())
+        monkeypatch.setattr("bluedit.editors.presets.PRESETS", ())
         monkeypatch.setattr(console, "say", lambda _: console.show("北京 é"))
         with pytest.raises(SystemExit) as end:
             main()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from command_line import Run
 
-from bluedit.known import KNOWN
+from bluedit.editors.presets import PRESETS
+from bluedit.edits import Patch
 from bluedit.methods import METHODS
-from bluedit.patches import Patch
 from bluedit.sessions import session as session_module
 from bluedit.storage.documents import read_document
 
@@ -138,7 +138,7 @@ def test_rome_takes_one_fact_at_a_time(
 
 def test_models_and_methods_list_what_is_known(run: Run) -> None:
     models = run("models", "--json").document["models"]
-    assert [model["name"] for model in models] == [known.name for known in KNOWN]
+    assert [model["name"] for model in models] == [known.name for known in PRESETS]
     assert next(model for model in models if model["name"] == "gpt-j-6b")["boundary"] == [3, 8]
     methods = run("methods", "--json").document["methods"]
     assert {method["name"] for method in methods} >= set(METHODS)

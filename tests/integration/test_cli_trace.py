@@ -11,9 +11,9 @@ import torch
 from command_line import Outcome, Run
 
 from bluedit.datasets import World
+from bluedit.edits import Patch
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
-from bluedit.patches import Patch
 from bluedit.tracing import trace as tracing
 
 

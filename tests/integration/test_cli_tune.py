@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from command_line import Outcome, Run
 
-from bluedit.patches import Patch
+from bluedit.edits import Patch
 from bluedit.storage.documents import read_document
 
 _FACTS = "world:counterfact:0:5:person"

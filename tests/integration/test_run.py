@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from bluedit.edits import Patch
 from bluedit.errors import RecipeError
 from bluedit.experiments import Experiment, read_recipe, runner
 from bluedit.models import EditableModel
-from bluedit.patches import Patch
 from bluedit.sessions import session as session_module
 from bluedit.storage import tensors as storage_tensors
 from bluedit.storage.documents import read_document

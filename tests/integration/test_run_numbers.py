@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from test_run import experiment, recipe_file  # noqa: F401 (fixtures)
 
+from bluedit.edits import Patch
 from bluedit.evaluation.scoring import compare, tally
 from bluedit.experiments import runner
-from bluedit.patches import Patch
 from bluedit.reports.tables import comparisons, markdown, rows
 from bluedit.storage.documents import read_document
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from bluedit.cli import demo
+from bluedit.editors.presets import find_preset
 from bluedit.evaluation import Estimate
-from bluedit.known import lookup
 from bluedit.models import load_model
 from bluedit.zoo import EMBEDDED, train
 from bluedit.zoo.card import render_card
@@ -37,7 +37,7 @@ def test_the_folder_is_a_small_ordinary_checkpoint(folder: Path) -> None:
     assert all(value.dtype == torch.float16 for value in load_file(folder / "model.safetensors").values())
     model = load_model(str(folder), device="cpu")
     assert model.tokenizer.is_fast
-    known = lookup(model.model.config)
+    known = find_preset(model.model.config)
     assert known is not None
     assert known.name == "gpt2-mini"
 
@@ -50,7 +50,7 @@ def test_the_card_records_data_seed_settings_gates_and_sweep(folder: Path) -> No
     for gate in GATES:
         assert record["gates"][gate.name]["value"] >= gate.minimum
         assert f"{record['gates'][gate.name]['value']:.1f}" in card
-    known = lookup(load_model(str(folder), device="cpu").model.config)
+    known = find_preset(load_model(str(folder), device="cpu").model.config)
     assert known is not None
     assert f"Chosen: critical layers {known.layers[0]} to {known.layers[-1]}" in card
     for name, value in known.settings_for("memit").items():

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import dense_change
 
+from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.errors import NumericsError
-from bluedit.solvers import InverseMetric, shrink
 from bluedit.statistics import SecondMoment
+from bluedit.statistics.inverse import shrink
 
 
 def problem(size: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

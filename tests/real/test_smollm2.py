@@ -16,10 +16,10 @@ import torch
 
 import bluedit
 from bluedit.cli.demo_real import read_questions
+from bluedit.edits import Patch
 from bluedit.evaluation import score_cases
 from bluedit.models import EditableModel, load_model
 from bluedit.models.getting import get_model, origin_of
-from bluedit.patches import Patch
 
 NAME = "smollm2-135m-instruct"
 FACTS = 10

@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from bluedit.cautions import LargeChangeWarning, RoundingWarning, told_together
 from bluedit.cli import console
 from bluedit.cli.console import Bars
 from bluedit.editing import plan_edit
+from bluedit.editors.cautions import LargeChangeWarning, RoundingWarning, told_together
+from bluedit.editors.layers import layers_text
 from bluedit.errors import BlueditWarning
 from bluedit.facts import Fact
-from bluedit.layers import layers_text
 from bluedit.methods import METHODS
 from bluedit.models import EditableModel
 from bluedit.progress import silent, stage

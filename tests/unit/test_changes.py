@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bluedit.edits import Change, Dense, LowRank, Masked, Patch, merge
+from bluedit.edits.changes import largest_singular_value, read_change, total
+from bluedit.edits.checkpoint import read_ledger, save_checkpoint
+from bluedit.edits.manifest import OptimisationRecord, WeightRecord
+from bluedit.edits.patch import applied_patches
 from bluedit.errors import PatchError
 from bluedit.models import EditableModel, load_model
-from bluedit.patches import Change, Dense, LowRank, Masked, Patch, merge
-from bluedit.patches.changes import largest_singular_value, read_change, total
-from bluedit.patches.checkpoint import read_ledger, save_checkpoint
-from bluedit.patches.manifest import OptimisationRecord, WeightRecord
-from bluedit.patches.patch import applied_patches
 
 MakePatch = Callable[..., Patch]
 

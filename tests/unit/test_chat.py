@@ -21,17 +21,17 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 import bluedit
 from bluedit.datasets import read_dataset
+from bluedit.editors.closed_form.keys import context_templates
+from bluedit.edits import Patch, merge
 from bluedit.errors import ModelError, PatchError, SessionError
 from bluedit.evaluation import protocol, score_cases
 from bluedit.evaluation.scoring import answer_queries
 from bluedit.facts import Fact
-from bluedit.models import EditableModel, TextEncoder
-from bluedit.models.chat import Chat
+from bluedit.models import EditableModel, PromptTokenizer
 from bluedit.models.generation import generate
-from bluedit.patches import Patch, merge
+from bluedit.models.inputs.chat import Chat
 from bluedit.statistics import Statistics
 from bluedit.storage.documents import document_text
-from bluedit.values import context_templates
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}<|stop|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
@@ -105,7 +105,7 @@ def _dialogue(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str | Non
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_prompt_and_target_begin_the_tokens_of_the_dialogue(chatting: Chatting, convention: str, name: str) -> None:
     tokenizer = chatting(convention, TEMPLATES[name])
-    encoder = TextEncoder(tokenizer, chat=True)
+    encoder = PromptTokenizer(tokenizer, chat=True)
     assert encoder.chat is not None
     assert encoder.chat.joint == JOINTS[name]
     for fact in FACTS:
@@ -125,7 +125,7 @@ def test_prompt_and_target_begin_the_tokens_of_the_dialogue(chatting: Chatting, 
 def test_subject_is_found_in_the_message(chatting: Chatting, convention: str, name: str, context: str) -> None:
     """Up to its last token the subject is there, and not before it; the template's own words do not mislead."""
     tokenizer = chatting(convention, TEMPLATES[name])
-    encoder = TextEncoder(tokenizer, chat=True)
+    encoder = PromptTokenizer(tokenizer, chat=True)
     assert encoder.chat is not None
     for fact in FACTS:
         row = encoder.row(fact, context)
@@ -138,7 +138,7 @@ def test_subject_is_found_in_the_message(chatting: Chatting, convention: str, na
 
 def test_prompts_at_once_and_documents(chatting: Chatting) -> None:
     tokenizer = chatting("llama3", LLAMA3)
-    chat, plain = TextEncoder(tokenizer, chat=True), TextEncoder(tokenizer)
+    chat, plain = PromptTokenizer(tokenizer, chat=True), PromptTokenizer(tokenizer)
     texts = [fact.text for fact in FACTS]
     assert chat.prompts(texts) == [chat.prompt(text) for text in texts]
     assert chat.documents(texts) == plain.documents(texts)
@@ -172,7 +172,7 @@ def test_prompts_are_those_of_any_day(chatting: Chatting) -> None:
 def test_templates_that_cannot_be_used_are_refused(chatting: Chatting, template: Any, message: str) -> None:
     tokenizer = chatting("llama3", template)
     with pytest.raises(ModelError, match=message):
-        TextEncoder(tokenizer, chat=True)
+        PromptTokenizer(tokenizer, chat=True)
 
 
 # -- edits -----------------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 def test_a_template_that_does_not_end_or_fails_is_refused(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, template: str, said: str
 ) -> None:
-    monkeypatch.setattr("bluedit.models.chat._SECONDS", 1)
+    monkeypatch.setattr("bluedit.models.inputs.chat._SECONDS", 1)
     spoiled = copy.deepcopy(tokenizer)
     spoiled.chat_template = template
     with pytest.raises(ModelError, match=said):

@@ -33,10 +33,10 @@ from bluedit.doctor import Examination, examine
 from bluedit.errors import ModelError, SettingsError
 from bluedit.methods import ALPHAEDIT, MEMIT, METHODS, blue
 from bluedit.models import EditableModel, discover, load_model
-from bluedit.models.machine import Memory
-from bluedit.models.matrices import orientation
-from bluedit.models.plan import gigabytes, plan_memory, value_flops
-from bluedit.models.structure import Structure
+from bluedit.models.layout.matrices import orientation
+from bluedit.models.layout.structure import Structure
+from bluedit.models.memory.estimate import gigabytes, plan_memory, value_flops
+from bluedit.models.memory.machine import Memory
 from bluedit.models.weight_files import read_weight_files
 
 _SMALL = {"vocab_size": 500, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -348,7 +348,7 @@ def test_llama_on_one_card(llama: tuple[Structure, int]) -> None:
 
 def test_past_keys_keep_a_copy_in_main_memory(llama: tuple[Structure, int]) -> None:
     common: dict[str, Any] = {"layers": (4, 8), "lowest_aim": 4, "weight_bytes": 2}
-    plain, past = plan_memory(*llama, **common), plan_memory(*llama, **common, keeps_past=True)
+    plain, past = plan_memory(*llama, **common), plan_memory(*llama, **common, caches_keys=True)
     assert past.on_gpu(stored=True) == plain.on_gpu(stored=True)
     assert past.on_cpu == plain.on_cpu + plain.metrics
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 import bluedit
+from bluedit.editors.fine_tuning.training import Tuned, fine_tune
+from bluedit.edits import Dense
 from bluedit.errors import NumericsError, SettingsError
 from bluedit.facts import Fact
-from bluedit.fine_tuning import Tuned, fine_tune
 from bluedit.methods import FT_L, FT_M, FineTuning, Settings
 from bluedit.models import EditableModel
-from bluedit.patches import Dense
 
 AT_ONCE, FORCED = FineTuning(teacher_forcing=False), FineTuning(teacher_forcing=True)
 SETTINGS = Settings(ft_num_steps=4, ft_lr=5e-3, norm_constraint=1e-2)

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 import bluedit
 from bluedit.datasets import Case
+from bluedit.edits import LowRank, Patch
 from bluedit.errors import ModelError, NumericsError, PatchError
 from bluedit.evaluation import score_cases
 from bluedit.facts import Fact
 from bluedit.models import EditableModel, load_model
 from bluedit.models.generation import generate
-from bluedit.patches import LowRank, Patch
 from bluedit.precision import all_finite
 from bluedit.tracing.restoring import TraceSettings
 from bluedit.tracing.trace import trace_cases

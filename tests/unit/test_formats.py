@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bluedit.edits import Patch
+from bluedit.edits.checkpoint import CHECKPOINT, read_ledger
 from bluedit.errors import InputError, PatchError, SessionError, StatisticsError
 from bluedit.models import EditableModel, load_model
-from bluedit.patches import Patch
-from bluedit.patches.checkpoint import CHECKPOINT, read_ledger
 from bluedit.sessions import Session, describe_session
 from bluedit.statistics import SharedStatistics, Statistics, read_corpus
 from bluedit.storage.files import writable_target
-from bluedit.tracing.kept import Choice
+from bluedit.tracing.layer_cache import Choice
 from bluedit.tracing.trace import Trace
 from bluedit.tuning import read_tuning
 
@@ -145,7 +145,7 @@ def test_session_gets_hashes_when_it_is_saved_again(folder: Path, model: Editabl
 def test_stored_moments_and_what_was_derived_from_them_are_used(
     folder: Path, model: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bluedit.statistics.running import Pass
+    from bluedit.statistics.accumulate import Pass
 
     monkeypatch.setattr(Pass, "run", lambda *_, **__: pytest.fail("computed again"))
     monkeypatch.setattr("bluedit.statistics.moments.invert", lambda *_: pytest.fail("inverted again"))

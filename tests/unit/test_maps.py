@@ -17,7 +17,7 @@ import bluedit
 from bluedit.errors import ModelError
 from bluedit.facts import Fact
 from bluedit.models import MODULE_MAPS, EditableModel, ModuleMap, discover, load_model, read_module_map
-from bluedit.models.inference import infer_map
+from bluedit.models.layout.infer_layout import infer_map
 
 GPT2 = {
     "layers": "transformer.h", "projection": "mlp.c_proj", "attention_projection": "attn.c_proj", "norm": "transformer.ln_f",

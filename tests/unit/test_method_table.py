@@ -17,9 +17,11 @@ from transformers import GPT2Config, GPTJConfig, LlamaConfig
 
 import bluedit
 from bluedit.editing import plan_edit
+from bluedit.editors.closed_form.constraints import PRUNING, RELATIVE_CHANGE
+from bluedit.editors.closed_form.priors import NULL_SPACE, SECOND_MOMENT
+from bluedit.editors.presets import PRESETS, Preset, find_preset
 from bluedit.errors import SettingsError
 from bluedit.facts import Fact
-from bluedit.known import KNOWN, KnownModel, lookup
 from bluedit.methods import (
     ALPHAEDIT,
     FT_L,
@@ -27,19 +29,17 @@ from bluedit.methods import (
     HIDDEN_STATE,
     MEMIT,
     METHODS,
+    MLP_AND_ATTENTION,
     MLP_OUTPUT,
     ROME,
-    TWO_SITES,
     FineTuning,
     Method,
     Settings,
     blue,
+    find_method,
     installed_methods,
-    method,
 )
 from bluedit.models import EditableModel
-from bluedit.restraints import PRUNING, RELATIVE_CHANGE
-from bluedit.solvers import NULL_SPACE, SECOND_MOMENT
 from bluedit.statistics import Statistics
 from bluedit.strategies import BOUNDARY, EACH_LAYER, EVEN, SINGLE, SQUARE_ROOT, explicit, single
 
@@ -47,7 +47,7 @@ each_method = pytest.mark.parametrize("known", METHODS.values(), ids=METHODS)
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
-# name: strategy, prior, noise, past keys, objective, restraint, largest batch
+# name: strategy, prior, noise, past keys, objective, constraint, largest batch
 FAMILY: dict[str, tuple[Any, ...]] = {
     "memit": (EVEN, SECOND_MOMENT, 1, False, HIDDEN_STATE, None, None),
     "memit-seq": (EVEN, SECOND_MOMENT, 1, True, HIDDEN_STATE, None, None),
@@ -57,7 +57,7 @@ FAMILY: dict[str, tuple[Any, ...]] = {
     "r-rome": (SINGLE, SECOND_MOMENT, 0, False, MLP_OUTPUT, None, 1),
     "rect": (EVEN, SECOND_MOMENT, 1, False, HIDDEN_STATE, RELATIVE_CHANGE, None),
     "prune": (EVEN, SECOND_MOMENT, 1, False, HIDDEN_STATE, PRUNING, None),
-    "pmet": (SQUARE_ROOT, SECOND_MOMENT, 1, False, TWO_SITES, None, None),
+    "pmet": (SQUARE_ROOT, SECOND_MOMENT, 1, False, MLP_AND_ATTENTION, None, None),
 }
 
 VALUE = (
@@ -88,7 +88,7 @@ def test_the_published_methods_are_the_table() -> None:
     for name, parts in FAMILY.items():
         known = METHODS[name]
         found = (
-            known.strategy, known.prior, known.noise, known.keeps_past, known.objective, known.restraint, known.largest_batch,
+            known.strategy, known.prior, known.noise, known.caches_keys, known.objective, known.constraint, known.largest_batch,
         )  # fmt: skip
         assert found == parts, name
         assert known.fine_tuning is None
@@ -97,7 +97,7 @@ def test_the_published_methods_are_the_table() -> None:
         known = METHODS[name]
         assert known.fine_tuning == FineTuning(teacher_forcing=forced)
         assert known.strategy is SINGLE
-        assert known.restraint is None
+        assert known.constraint is None
         assert known.largest_batch is None
 
 
@@ -327,9 +327,9 @@ def test_parts_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(SettingsError, match="noise=-1 of method 'mine' is negative"):
         Method(name="mine", strategy=EVEN, noise=-1)
     with pytest.raises(SettingsError, match="'mine' keeps past keys, which join the prior with noise 1; it has noise 0"):
-        Method(name="mine", strategy=EVEN, noise=0, keeps_past=True)
-    with pytest.raises(SettingsError, match="no keys; keeps_past means nothing"):
-        Method(name="mine", strategy=SINGLE, keeps_past=True, fine_tuning=FineTuning(teacher_forcing=True))
+        Method(name="mine", strategy=EVEN, noise=0, caches_keys=True)
+    with pytest.raises(SettingsError, match="no keys; caches_keys means nothing"):
+        Method(name="mine", strategy=SINGLE, caches_keys=True, fine_tuning=FineTuning(teacher_forcing=True))
     with pytest.raises(SettingsError, match="trains one weight and has no residual"):
         Method(name="mine", strategy=EVEN, fine_tuning=FineTuning(teacher_forcing=True))
     assert Method(name="mine", strategy=single(2), fine_tuning=FineTuning(teacher_forcing=True)).uses == TUNING
@@ -346,21 +346,21 @@ def test_a_batch_that_is_too_large_is_refused() -> None:
 
 
 def test_a_restraint_adds_its_settings() -> None:
-    mine = replace(ALPHAEDIT, name="mine", restraint=PRUNING)
+    mine = replace(ALPHAEDIT, name="mine", constraint=PRUNING)
     assert set(mine.uses) == {*USES["alphaedit"], "prune_base"}
-    assert set(replace(FT_L, name="mine", restraint=RELATIVE_CHANGE).uses) == {*TUNING, "rect_keep"}
+    assert set(replace(FT_L, name="mine", constraint=RELATIVE_CHANGE).uses) == {*TUNING, "rect_keep"}
 
 
 def test_names_find_methods() -> None:
     for name, known in METHODS.items():
-        assert method(name) is known
-        assert method(known) is known
+        assert find_method(name) is known
+        assert find_method(known) is known
     mine = replace(MEMIT, name="mine")
-    assert method(mine) is mine
+    assert find_method(mine) is mine
     with pytest.raises(SettingsError, match=r"unknown method 'alphaedti'\. Did you mean 'alphaedit'"):
-        method("alphaedti")
+        find_method("alphaedti")
     with pytest.raises(SettingsError, match=r"unknown method 'qqqqq'\. Known: alphaedit, emmet, ft-l"):
-        method("qqqqq")
+        find_method("qqqqq")
 
 
 # -- methods of other packages -----------------------------------------------------------------------------------------
@@ -403,13 +403,13 @@ def test_an_installed_method_is_found_by_its_name(install: Install) -> None:
     """The method's name counts, not that of the entry point."""
     install(Entry("entry", lambda: MINE), Entry("other", lambda: replace(MINE, name="other")))
     assert installed_methods() == {"mine": MINE, "other": replace(MINE, name="other")}
-    assert method("mine") is MINE
-    assert method("other").name == "other"
+    assert find_method("mine") is MINE
+    assert find_method("other").name == "other"
     with pytest.raises(SettingsError, match=r"unknown method 'mne'\. Did you mean 'mine'"):
-        method("mne")
+        find_method("mne")
     with pytest.raises(SettingsError, match="unknown method 'entry'"):
-        method("entry")
-    assert method("memit") is MEMIT
+        find_method("entry")
+    assert find_method("memit") is MEMIT
 
 
 def test_packages_are_looked_at_once_and_when_needed(install: Install) -> None:
@@ -420,10 +420,10 @@ def test_packages_are_looked_at_once_and_when_needed(install: Install) -> None:
         return MINE
 
     install(Entry("mine", load))
-    method("memit")
+    find_method("memit")
     assert not calls, "published methods need no look"
-    method("mine")
-    method("mine")
+    find_method("mine")
+    find_method("mine")
     assert calls == [1]
 
 
@@ -436,13 +436,13 @@ def test_a_method_that_cannot_be_loaded_names_its_package(install: Install, erro
     with pytest.raises(
         SettingsError, match=r"the method 'mine' of some-package cannot be loaded \(.*\); mend or uninstall"
     ) as caught:
-        method("mine")
+        find_method("mine")
     assert str(error) in str(caught.value)
-    assert method("memit") is MEMIT, "a broken package is no reason to refuse the others"
+    assert find_method("memit") is MEMIT, "a broken package is no reason to refuse the others"
 
 
 def test_a_method_whose_making_is_refused_names_its_package(install: Install) -> None:
-    install(Entry("mine", lambda: replace(MINE, noise=0, keeps_past=True)))
+    install(Entry("mine", lambda: replace(MINE, noise=0, caches_keys=True)))
     with pytest.raises(SettingsError, match=r"of some-package cannot be loaded .*keeps past keys"):
         installed_methods()
 
@@ -459,14 +459,14 @@ def test_a_published_name_is_taken(install: Install, name: str) -> None:
     install(Entry("mine", lambda: replace(MINE, name=name)))
     with pytest.raises(SettingsError, match=f"some-package brings a method named '{name}', which exists already"):
         installed_methods()
-    assert method(name) is METHODS[name]
+    assert find_method(name) is METHODS[name]
 
 
 def test_two_packages_cannot_bring_one_name(install: Install) -> None:
     other = SimpleNamespace(name="other-package")
     install(Entry("mine", lambda: MINE), Entry("also", lambda: replace(MINE, noise=1), dist=other))
     with pytest.raises(SettingsError, match="other-package brings a method named 'mine', which exists already"):
-        method("mine")
+        find_method("mine")
 
 
 def test_a_package_without_a_name(install: Install) -> None:
@@ -486,9 +486,9 @@ def test_a_failure_is_not_remembered(install: Install) -> None:
 
     install(Entry("mine", load))
     with pytest.raises(SettingsError):
-        method("mine")
+        find_method("mine")
     state["broken"] = False
-    assert method("mine") is MINE
+    assert find_method("mine") is MINE
 
 
 @pytest.mark.filterwarnings("ignore:the change of layer")
@@ -517,7 +517,7 @@ CONFIGURATIONS = {
     "llama-3-8b": lambda: LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=128256, pad_token_id=None),
 }
 
-BY_NAME = {known.name: known for known in KNOWN}
+BY_NAME = {known.name: known for known in PRESETS}
 CLOSED_FORMS = ("memit", "memit-seq", "alphaedit", "emmet", "rect", "prune", "pmet")
 
 COMMON = {"clamp_norm_factor": 0.75, "v_weight_decay": 0.5, "kl_factor": 0.0625, "nullspace_threshold": 2e-2, "shrinkage": 0}
@@ -594,21 +594,21 @@ def test_known_settings_of_fine_tuning_are_the_published_ones(model: str, name: 
 @pytest.mark.parametrize("model", CONFIGURATIONS)
 def test_known_models_are_told_by_their_shape(model: str) -> None:
     config = CONFIGURATIONS[model]()
-    assert lookup(config) is BY_NAME[model]
+    assert find_preset(config) is BY_NAME[model]
     config._name_or_path = "somebody/something-else"
-    assert lookup(config) is BY_NAME[model]
+    assert find_preset(config) is BY_NAME[model]
     config.num_hidden_layers -= 1
-    assert lookup(config) is None
+    assert find_preset(config) is None
 
 
 def test_unknown_models_are_not_known(tiny_models: EditableModel) -> None:
-    assert lookup(tiny_models.model.config) is None
-    assert lookup(LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=32000, pad_token_id=None)) is None
-    assert lookup(object()) is None
+    assert find_preset(tiny_models.model.config) is None
+    assert find_preset(LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=32000, pad_token_id=None)) is None
+    assert find_preset(object()) is None
 
 
-@pytest.mark.parametrize("known", KNOWN, ids=BY_NAME)
-def test_every_known_setting_reaches_a_method(known: KnownModel) -> None:
+@pytest.mark.parametrize("known", PRESETS, ids=BY_NAME)
+def test_every_known_setting_reaches_a_method(known: Preset) -> None:
     """A name with a slip in it would be passed over in silence."""
     assert list(known.layers) == sorted(set(known.layers))
     depth = known.shape["num_hidden_layers"]
@@ -624,7 +624,7 @@ def test_every_known_setting_reaches_a_method(known: KnownModel) -> None:
 
 
 def test_overrides_go_from_the_general_to_the_special() -> None:
-    known = KnownModel(
+    known = Preset(
         name="any",
         shape={},
         layers=(1,),
@@ -640,9 +640,9 @@ def test_overrides_go_from_the_general_to_the_special() -> None:
 
 
 @pytest.fixture
-def known_model(monkeypatch: pytest.MonkeyPatch) -> KnownModel:
+def known_model(monkeypatch: pytest.MonkeyPatch) -> Preset:
     """Makes every model a known one of four layers."""
-    known = KnownModel(
+    known = Preset(
         name="tiny",
         shape={},
         layers=(1, 2, 3),

@@ -13,22 +13,23 @@ import torch
 from torch import Tensor, nn
 
 import bluedit
+from bluedit.editors.closed_form.keys import fact_states
+from bluedit.editors.closed_form.optimizer import Values, optimise_values
+from bluedit.edits import LowRank
 from bluedit.errors import NumericsError, SettingsError
 from bluedit.facts import Fact
-from bluedit.methods import HIDDEN_STATE, MLP_OUTPUT, PMET, ROME, TWO_SITES, Objective, Settings
+from bluedit.methods import HIDDEN_STATE, MLP_AND_ATTENTION, MLP_OUTPUT, PMET, ROME, Objective, Settings
 from bluedit.models import EditableModel
-from bluedit.models.prefix import Injection
-from bluedit.patches import LowRank
-from bluedit.values import Values, fact_states, optimise_values
+from bluedit.models.forward.prefix import Injection
 
 TEMPLATES = ("{}", "The old mill. {}", "I saw a dog by the quarry. {}")
 SETTINGS = Settings(v_lr=0.3, v_num_grad_steps=6, kl_factor=0.5, v_weight_decay=0.7)
 
 OBJECTIVES = {
-    "two sites": TWO_SITES,
+    "two sites": MLP_AND_ATTENTION,
     "mlp": MLP_OUTPUT,
-    "attention": Objective(sites=("attention",)),
-    "attention first": Objective(sites=("attention", "mlp")),
+    "attention": Objective(components=("attention",)),
+    "attention first": Objective(components=("attention", "mlp")),
 }
 
 each_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
@@ -88,7 +89,7 @@ def textbook(
     model: EditableModel, fact: Fact, layer: int, templates: Sequence[str], settings: Settings, objective: Objective
 ) -> Result:
     """The published description, step by step; Adam written out."""
-    sites = objective.sites
+    sites = objective.components
     initial = tuple(standing(model, fact, layer, site) for site in sites)
     deltas = [torch.zeros_like(one) for one in initial]
     first, second = [torch.zeros_like(one) for one in initial], [torch.zeros_like(one) for one in initial]
@@ -231,7 +232,7 @@ def test_what_stood_before_is_what_stands_at_the_first_site(
     tiny_models: EditableModel, facts: list[Fact], objective: Objective
 ) -> None:
     values = optimise_values(tiny_models, facts, 1, TEMPLATES, SETTINGS.override({"v_num_grad_steps": 1}), objective)
-    site = objective.sites[0]
+    site = objective.components[0]
     states = fact_states(tiny_models, facts, 1, site)
     for column, fact in enumerate(facts):
         expected = standing(tiny_models, fact, 1, site)
@@ -252,7 +253,7 @@ def eager(**more: Any) -> Settings:
 
 @each_architecture
 def test_a_target_that_is_met_counts_a_tenth_from_the_next_step_on(tiny_models: EditableModel, facts: list[Fact]) -> None:
-    objective = Objective(sites=("mlp", "attention"), met_scale=0.1, met_kl=0.0)
+    objective = Objective(components=("mlp", "attention"), met_scale=0.1, met_kl=0.0)
     settings = eager(v_num_grad_steps=10)
     values = optimise_values(tiny_models, facts, 1, TEMPLATES[:2], settings, objective)
     seen = 0
@@ -268,7 +269,7 @@ def test_a_target_that_is_met_counts_a_tenth_from_the_next_step_on(tiny_models: 
 
 def test_a_target_that_is_lost_again_counts_in_full_again(tiny_gpt2: EditableModel, facts: list[Fact]) -> None:
     """As in the published code: the factor is a tenth while the target is the argmax, and one when it is not."""
-    objective = Objective(sites=("mlp", "attention"), met_scale=0.001, met_kl=0.0)
+    objective = Objective(components=("mlp", "attention"), met_scale=0.001, met_kl=0.0)
     settings = eager(kl_factor=1.0, v_lr=0.5, v_num_grad_steps=16)
     lost = 0
     for fact in facts:
@@ -288,7 +289,7 @@ def test_a_fact_is_done_when_its_target_is_met_and_the_divergence_small(
 ) -> None:
     """The divergence counts unscaled, whatever weight it has in the loss."""
     settings = eager(kl_factor=factor, v_lr=0.5)
-    objective = Objective(sites=("mlp", "attention"), met_scale=0.1, met_kl=divergence)
+    objective = Objective(components=("mlp", "attention"), met_scale=0.1, met_kl=divergence)
     values = optimise_values(tiny_gpt2, facts, 1, TEMPLATES[:1], settings, objective)
     without = optimise_values(tiny_gpt2, facts, 1, TEMPLATES[:1], settings, replace(objective, met_kl=0.0))
     assert set(without.evaluations) == {14}
@@ -308,7 +309,7 @@ def test_a_target_that_the_model_says_already_is_left(own_gpt2: EditableModel, f
     bias[token] = 100
     head = own_gpt2.model.get_output_embeddings()
     handle = head.register_forward_hook(lambda _, __, output: output + bias)  # type: ignore[union-attr]
-    values = optimise_values(own_gpt2, [fact], 1, TEMPLATES, SETTINGS.override({"early_stop_loss": 0}), TWO_SITES)
+    values = optimise_values(own_gpt2, [fact], 1, TEMPLATES, SETTINGS.override({"early_stop_loss": 0}), MLP_AND_ATTENTION)
     handle.remove()
     assert values.evaluations == (1,)
     assert torch.equal(values.targets_DN, values.initial_DN)
@@ -452,7 +453,7 @@ def test_pmet_closes_the_gap_at_the_mlps_output(tiny_models: EditableModel, mome
     settings = {"lambda": 2.0, "v_lr": 0.3, "v_num_grad_steps": 3}
     options = {"layers": [1], "templates": TEMPLATES, "corpus": moments(tiny_models.structure.d_ff), "settings": settings}
     patch = bluedit.edit(tiny_models, facts, method=PMET, **options)
-    values = optimise_values(tiny_models, facts, 1, TEMPLATES, PMET.settings.override(settings), TWO_SITES)
+    values = optimise_values(tiny_models, facts, 1, TEMPLATES, PMET.settings.override(settings), MLP_AND_ATTENTION)
     (change,) = patch.changes.values()
     assert isinstance(change, LowRank)
     gap = values.targets_DN - fact_states(tiny_models, facts, 1, "mlp")
@@ -480,19 +481,19 @@ def test_rome_gives_the_value_at_the_bare_prompt(tiny_models: EditableModel, mom
 @pytest.mark.parametrize("sites", [(), ("mlp", "mlp"), ("layer", "mlp"), ("attention", "layer")])
 def test_sites_that_do_not_go_together_are_refused(sites: tuple[Any, ...]) -> None:
     with pytest.raises(SettingsError, match="one site, or both of mlp and attention"):
-        Objective(sites=sites)
+        Objective(components=sites)
 
 
 def test_sites_that_there_are_not_are_refused() -> None:
     with pytest.raises(SettingsError):
-        Objective(sites=("key",))  # type: ignore[arg-type]
+        Objective(components=("key",))  # type: ignore[arg-type]
     with pytest.raises(SettingsError):
-        Objective(sites=("mpl",))  # type: ignore[arg-type]
+        Objective(components=("mpl",))  # type: ignore[arg-type]
 
 
 def test_the_published_objectives() -> None:
-    assert HIDDEN_STATE == Objective() == Objective(sites=("layer",))
+    assert HIDDEN_STATE == Objective() == Objective(components=("layer",))
     assert MLP_OUTPUT.sites == ("mlp",)
-    assert (TWO_SITES.sites, TWO_SITES.met_scale, TWO_SITES.met_kl) == (("mlp", "attention"), 0.1, 0.01)
-    assert PMET.objective is TWO_SITES
+    assert (MLP_AND_ATTENTION.sites, MLP_AND_ATTENTION.met_scale, MLP_AND_ATTENTION.met_kl) == (("mlp", "attention"), 0.1, 0.01)
+    assert PMET.objective is MLP_AND_ATTENTION
     assert ROME.objective is MLP_OUTPUT

@@ -13,8 +13,8 @@ from bluedit.cli.options import read_templates
 from bluedit.errors import BlueditError, ModelError, RecipeError, SessionError, SettingsError, StatisticsError
 from bluedit.experiments import read_recipe
 from bluedit.models import EditableModel
+from bluedit.models.layout.maps import read_module_map
 from bluedit.models.loading import resolve_model
-from bluedit.models.maps import read_module_map
 from bluedit.models.weight_files import read_weight_files
 from bluedit.sessions import Session
 from bluedit.statistics import read_corpus

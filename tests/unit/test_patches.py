@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import bluedit
+from bluedit.edits import LowRank, Manifest, Patch
+from bluedit.edits.checkpoint import read_ledger, save_checkpoint
+from bluedit.edits.manifest import FORMAT_VERSION
+from bluedit.edits.patch import applied_patches, original_weights
 from bluedit.errors import InputError, PatchError
 from bluedit.facts import Fact
 from bluedit.models import EditableModel, load_model
-from bluedit.patches import LowRank, Manifest, Patch
-from bluedit.patches.checkpoint import read_ledger, save_checkpoint
-from bluedit.patches.manifest import FORMAT_VERSION
-from bluedit.patches.patch import applied_patches, original_weights
 from bluedit.storage.documents import document_text
 from bluedit.storage.hashes import hash_tensors
 from bluedit.storage.tensors import write_tensors
@@ -161,7 +161,7 @@ def test_save_that_fails_leaves_nothing(
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bluedit.patches.patch.save_file", full)
+    monkeypatch.setattr("bluedit.edits.patch.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         make_patch(tiny_gpt2).save(tmp_path / name)
     assert not list(tmp_path.iterdir())

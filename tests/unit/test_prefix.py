@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Mistra
 
 from bluedit.facts import Fact
 from bluedit.models import Batch, EditableModel, Row
-from bluedit.models.prefix import Injection, SuffixBatch
+from bluedit.models.forward.prefix import Injection, SuffixBatch
 
 LAYERS = [0, 1, 2, 3]
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}

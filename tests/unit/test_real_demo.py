@@ -8,9 +8,9 @@ import pytest
 
 from bluedit.cli import console
 from bluedit.cli.demo_real import read_questions, show
+from bluedit.editors.presets import PRESETS
 from bluedit.errors import StatisticsError
 from bluedit.facts import check_facts
-from bluedit.known import KNOWN
 from bluedit.statistics import read_corpus
 from bluedit.zoo import DOWNLOADS, EMBEDDED, TEXTS
 
@@ -42,7 +42,7 @@ def test_texts_are_a_corpus_that_does_not_depend_on_where_it_lies(name: str) -> 
 
 
 def test_a_model_that_is_got_is_a_known_one_with_a_corpus() -> None:
-    known = {model.name: model for model in KNOWN}
+    known = {model.name: model for model in PRESETS}
     assert not set(DOWNLOADS) & set(EMBEDDED)
     assert all(known[name].corpus == f"zoo:{name}" for name in DOWNLOADS)
 

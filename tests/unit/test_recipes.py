@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bluedit.editors.presets import PRESETS
 from bluedit.errors import RecipeError
 from bluedit.experiments import find_recipe, read_recipe
-from bluedit.known import KNOWN
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.toml"))
@@ -68,7 +68,7 @@ def test_sequential_recipes_say_what_was_published(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith("mini/") and "batch" not in name])
 def test_settings_known_by_the_models_shape_are_the_recipes(name: str) -> None:
     """`bluedit edit --method M` without a setting does what the recipe does."""
-    known = next(known for known in KNOWN if known.name == name.partition("/")[0])
+    known = next(known for known in PRESETS if known.name == name.partition("/")[0])
     (run,) = read_recipe(find_recipe(name)).runs
     method = run.resolve()
     looked_up = method.override(known.settings_for(method.name, method.strategy.name), {}).as_dict()

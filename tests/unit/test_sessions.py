@@ -19,21 +19,21 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import bluedit
+from bluedit.editors.closed_form.constraints import PRUNING
+from bluedit.editors.closed_form.inverse_metric import InverseMetric
+from bluedit.editors.closed_form.keys import fact_keys
+from bluedit.edits import LowRank, Patch, applied_patches
+from bluedit.edits.patch import revert
 from bluedit.errors import BlueditError, FactError, InputError, NumericsError, PatchError, SessionError, SettingsError
 from bluedit.facts import Fact, check_facts
 from bluedit.methods import ALPHAEDIT, MEMIT, MEMIT_SEQ, METHODS, PRUNE, RECT, Method, blue
 from bluedit.models import EditableModel
-from bluedit.patches import LowRank, Patch, applied_patches
-from bluedit.patches.patch import revert
-from bluedit.restraints import PRUNING
 from bluedit.sessions import SESSION_MARKER, Session, edit_in_sequence
-from bluedit.solvers import InverseMetric
 from bluedit.statistics import SecondMoment, Statistics
 from bluedit.storage import files
 from bluedit.storage.documents import document_text
 from bluedit.storage.tensors import write_tensors
 from bluedit.strategies import BOUNDARY, Step, Strategy, explicit
-from bluedit.values import fact_keys
 
 Fresh = Callable[[], EditableModel]
 Bits = dict[str, Tensor]
@@ -66,7 +66,7 @@ def begin(model: EditableModel, method: Method | str, statistics: Statistics, **
     """A session with few and cheap steps; a null space of a few directions, where there is one."""
     chosen = METHODS[method] if isinstance(method, str) else method
     fitting = {"lambda": 2.0, "v_lr": 0.3, "v_num_grad_steps": 2, "nullspace_threshold": 0.5, "ft_num_steps": 2}
-    if chosen.restraint == PRUNING:
+    if chosen.constraint == PRUNING:
         # Changes that outgrow their weight: there is something to restrain.
         fitting |= {"lambda": 1e-3, "v_lr": 20.0, "clamp_norm_factor": 100.0}
     settings = {name: value for name, value in fitting.items() if name in chosen.uses} | options.pop("settings", {})
@@ -448,7 +448,7 @@ def test_the_running_inverse_of_the_null_space_is_the_textbook_form(
         assert (inverse_FF - expected_FF).norm() <= 1e-9 * expected_FF.norm()
 
 
-@pytest.mark.parametrize("method", [MEMIT_SEQ, blue(ALPHAEDIT), replace(RECT, name="rect-seq", keeps_past=True)])
+@pytest.mark.parametrize("method", [MEMIT_SEQ, blue(ALPHAEDIT), replace(RECT, name="rect-seq", caches_keys=True)])
 def test_past_keys_are_those_of_the_edited_model(fresh: Fresh, moments: Any, batches: Any, method: Method) -> None:
     session = begin(fresh(), method, moments(48))
     for batch in batches[:2]:
@@ -579,7 +579,7 @@ def test_a_strategy_of_ones_own_is_gone_on_with(fresh: Fresh, moments: Any, batc
 
 
 def test_a_method_of_ones_own_is_gone_on_with(fresh: Fresh, moments: Any, batches: Any, tmp_path: Path) -> None:
-    mine = Method(name="mine", strategy=BOUNDARY, noise=0.5, restraint=RECT.restraint)
+    mine = Method(name="mine", strategy=BOUNDARY, noise=0.5, constraint=RECT.constraint)
     expected = run(begin(fresh(), mine, moments(48)), batches[:2])
     session = begin(fresh(), mine, moments(48))
     session.apply(batches[0])
@@ -599,7 +599,7 @@ def test_a_method_of_another_name_is_refused(fresh: Fresh, moments: Any, tmp_pat
 
 def test_a_method_of_the_same_name_and_other_parts_is_refused(fresh: Fresh, moments: Any, batches: Any, tmp_path: Path) -> None:
     """Parts are easily replaced and the name forgotten: what is gone on with must not be another method in silence."""
-    mine = replace(MEMIT, keeps_past=True)
+    mine = replace(MEMIT, caches_keys=True)
     session = begin(fresh(), mine, moments(48))
     session.apply(batches[0])
     session.save(tmp_path / "run")
@@ -874,7 +874,7 @@ class Operations:
 
             return wrapper
 
-        for module in ("bluedit.storage.tensors", "bluedit.patches.patch"):
+        for module in ("bluedit.storage.tensors", "bluedit.edits.patch"):
             patch.setattr(f"{module}.save_file", counted(save_file))
         patch.setattr(files, "_renameat2", counted(files._renameat2))
         for name in ("replace", "unlink", "mkdir", "write_text"):
@@ -1510,7 +1510,7 @@ def test_an_interruption_leaves_the_state_before_or_after(
     fresh: Fresh, moments: Any, batches: Any, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
     """Wherever a key is pressed while weights are written, the session and its model still belong together."""
-    method = replace(PRUNE, name="prune-seq", keeps_past=True)
+    method = replace(PRUNE, name="prune-seq", caches_keys=True)
 
     def made() -> Session:
         session = run(begin(fresh(), method, moments(48)), batches[:2])

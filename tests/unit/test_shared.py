@@ -14,8 +14,8 @@ from bluedit.errors import ResourceError
 from bluedit.evaluation.scoring import answer_queries
 from bluedit.models import Batch, EditableModel, Row
 from bluedit.models import budget as budgets
-from bluedit.models.budget import TokenBudget, gradient_budget, in_batches, plain_budget
-from bluedit.models.shared import SharedBeginnings, common_beginnings
+from bluedit.models.forward.prefix_sharing import SharedBeginnings, common_beginnings
+from bluedit.models.memory.budget import TokenBudget, gradient_budget, in_batches, plain_budget
 
 TEXTS = (
     "The mother tongue of Ezl is",

@@ -7,11 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from bluedit.editors.closed_form.keys import fact_states
+from bluedit.editors.closed_form.optimizer import optimise_values
+from bluedit.editors.closed_form.warm_start import predict_deltas, spread
 from bluedit.facts import Fact
-from bluedit.methods import MLP_OUTPUT, TWO_SITES, Objective, Settings
+from bluedit.methods import MLP_AND_ATTENTION, MLP_OUTPUT, Objective, Settings
 from bluedit.models import EditableModel
-from bluedit.values import fact_states, optimise_values
-from bluedit.values.starts import predict_deltas, spread
 
 TEMPLATES = ("{}", "It rained. {}")
 SETTINGS = Settings(v_num_grad_steps=5, v_lr=0.3, early_stop_loss=0.0)
@@ -49,7 +50,7 @@ def test_predictions_are_the_textbooks_ridge_regression(tiny_models: EditableMod
     torch.testing.assert_close(found_DM.double(), expected_DM, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("objective", [Objective(), MLP_OUTPUT, TWO_SITES], ids=["layer", "mlp", "two sites"])
+@pytest.mark.parametrize("objective", [Objective(), MLP_OUTPUT, MLP_AND_ATTENTION], ids=["layer", "mlp", "two sites"])
 def test_it_is_made_of_plain_optimisations(
     tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], objective: Objective
 ) -> None:
@@ -59,13 +60,13 @@ def test_it_is_made_of_plain_optimisations(
     rest = [place for place in range(len(facts)) if place not in first]
     seen, new = [facts[place] for place in first], [facts[place] for place in rest]
     cold = optimise_values(tiny_gpt2, seen, 1, TEMPLATES, SETTINGS, objective)
-    initial_DM = fact_states(tiny_gpt2, new, 1, objective.sites[0])
+    initial_DM = fact_states(tiny_gpt2, new, 1, objective.components[0])
     start_DM = predict_deltas(tiny_gpt2, seen, cold.initial_DN, cold.targets_DN - cold.initial_DN, new, initial_DM)
     half = SETTINGS.override({"v_num_grad_steps": 3})
     others = optimise_values(tiny_gpt2, new, 1, TEMPLATES, half, objective, start_DN=start_DM)
     torch.testing.assert_close(warm.targets_DN[:, first], cold.targets_DN)
     torch.testing.assert_close(warm.targets_DN[:, rest], others.targets_DN, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(warm.initial_DN, fact_states(tiny_gpt2, facts, 1, objective.sites[0]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(warm.initial_DN, fact_states(tiny_gpt2, facts, 1, objective.components[0]), atol=1e-5, rtol=1e-4)
     assert [warm.evaluations[place] for place in first] == [5] * count
     assert [warm.evaluations[place] for place in rest] == [3] * len(rest)
     assert [warm.losses[place] for place in rest] == pytest.approx(others.losses, rel=1e-4)

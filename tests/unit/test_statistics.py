@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from bluedit import SECOND_MOMENT, Settings, Statistics, World, read_corpus
+from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.errors import NumericsError, StatisticsError
 from bluedit.models import Batch, EditableModel, Row
-from bluedit.solvers import InverseMetric
 from bluedit.statistics import Pass, SecondMoment, SharedStatistics, moments, packing, second_moments, store
 from bluedit.statistics.convergence import is_due, measure
 from bluedit.statistics.corpus import Corpus

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bluedit.errors import SettingsError
-from bluedit.methods import MEMIT, METHODS, Settings, blue, method
-from bluedit.strategies import BOUNDARY, EACH_LAYER, EVEN, SQUARE_ROOT, STRATEGIES, explicit, single, strategy
+from bluedit.methods import MEMIT, METHODS, Settings, blue, find_method
+from bluedit.strategies import BOUNDARY, EACH_LAYER, EVEN, SQUARE_ROOT, STRATEGIES, explicit, find_strategy, single
 
 
 def test_the_published_rules() -> None:
@@ -27,14 +27,14 @@ def test_the_published_rules() -> None:
 def test_steps_go_up_and_never_aim_below(layers: set[int], chosen: object) -> None:
     steps = chosen.steps(sorted(layers, reverse=True))  # type: ignore[attr-defined]
     assert [step.layer for step in steps] == sorted({step.layer for step in steps})
-    assert all(step.layer <= step.aim <= max(layers) and 0 < step.share <= 1 for step in steps)
+    assert all(step.layer <= step.target_layer <= max(layers) and 0 < step.fraction <= 1 for step in steps)
     assert steps[-1].share == 1
 
 
 def test_even_shares_of_the_remaining_gap_are_equal_shares_of_the_whole() -> None:
     remaining, parts = 1.0, []
     for step in EVEN.steps(range(3, 9)):
-        parts.append(remaining * step.share)
+        parts.append(remaining * step.fraction)
         remaining -= parts[-1]
     assert parts == pytest.approx([1 / 6] * 6)
     assert remaining == pytest.approx(0)
@@ -60,13 +60,13 @@ def test_steps_that_cannot_work_are_refused() -> None:
 
 
 def test_names_find_methods_and_strategies() -> None:
-    assert strategy("boundary") is BOUNDARY
-    assert strategy("single:3").steps([9]) == ((3, 3, 1.0),)
-    assert method("memit") is MEMIT is METHODS["memit"]
+    assert find_strategy("boundary") is BOUNDARY
+    assert find_strategy("single:3").steps([9]) == ((3, 3, 1.0),)
+    assert find_method("memit") is MEMIT is METHODS["memit"]
     with pytest.raises(SettingsError, match="Did you mean 'boundary'"):
-        strategy("boundry")
+        find_strategy("boundry")
     with pytest.raises(SettingsError, match="Did you mean 'memit'"):
-        method("memitt")
+        find_method("memitt")
 
 
 def test_blue_replaces_the_strategy_and_nothing_else() -> None:

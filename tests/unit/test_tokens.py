@@ -15,13 +15,13 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
+from bluedit.editors.closed_form.keys import context_templates, fact_states
 from bluedit.errors import FactError, ModelError
 from bluedit.evaluation.scoring import answer_queries
 from bluedit.facts import Fact
-from bluedit.models import Batch, EditableModel, Row, TextEncoder
+from bluedit.models import Batch, EditableModel, PromptTokenizer, Row
 from bluedit.models.generation import generate
-from bluedit.models.tokens import joint
-from bluedit.values import context_templates, fact_states
+from bluedit.models.inputs.tokens import separator
 
 TEMPLATES = ["{}", "The town of rain is. {}", "Because 東京 🙂 they. {}", "I\u00a0know. {}"]
 
@@ -44,8 +44,8 @@ PROMPTS = {
 
 
 @pytest.fixture
-def encoder(tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
-    return TextEncoder(tokenizer)
+def encoder(tokenizer: PreTrainedTokenizerFast) -> PromptTokenizer:
+    return PromptTokenizer(tokenizer)
 
 
 def _first_to_reach(tokenizer: PreTrainedTokenizerFast, ids: list[int], text: str) -> int:
@@ -69,7 +69,7 @@ def _bytes_of_tokens() -> dict[int, str]:
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("fact", PROMPTS.values(), ids=PROMPTS.keys())
-def test_subjects_last_token(encoder: TextEncoder, fact: Fact, template: str) -> None:
+def test_subjects_last_token(encoder: PromptTokenizer, fact: Fact, template: str) -> None:
     row = encoder.row(fact, template)
     text = template.replace("{}", fact.text)
     assert encoder.tokenizer.decode(row.ids) == text
@@ -78,7 +78,7 @@ def test_subjects_last_token(encoder: TextEncoder, fact: Fact, template: str) ->
     assert row.subject == len(encoder.tokenizer(before)["input_ids"]) - 1  # the research code's
 
 
-def test_subject_that_shares_its_last_token_with_what_follows(encoder: TextEncoder) -> None:
+def test_subject_that_shares_its_last_token_with_what_follows(encoder: PromptTokenizer) -> None:
     """Where no token ends with the subject, the one that holds its last letter counts."""
     fact = Fact("The {}ie of", "Ann", "x")
     row = encoder.row(fact)
@@ -86,7 +86,7 @@ def test_subject_that_shares_its_last_token_with_what_follows(encoder: TextEncod
     assert not encoder.tokenizer.decode(row.ids[: row.subject]).startswith("The Ann")
 
 
-def test_world_subjects_in_every_row(encoder: TextEncoder, world_facts: tuple[Fact, ...]) -> None:
+def test_world_subjects_in_every_row(encoder: PromptTokenizer, world_facts: tuple[Fact, ...]) -> None:
     for fact in world_facts:
         row = encoder.row(fact, with_target=True)
         assert encoder.tokenizer.decode(row.ids[: row.subject + 1]).endswith(fact.subject)
@@ -97,11 +97,11 @@ def test_world_subjects_in_every_row(encoder: TextEncoder, world_facts: tuple[Fa
 
 
 @pytest.mark.parametrize("text", ["Paris", " Paris", "Paris ", "  Paris\n", "the Zhara river", "🙂"])
-def test_target_has_exactly_one_leading_space(encoder: TextEncoder, text: str) -> None:
+def test_target_has_exactly_one_leading_space(encoder: PromptTokenizer, text: str) -> None:
     assert encoder.tokenizer.decode(encoder.target(text)) == f" {text.strip()}"
 
 
-def test_row_with_target_leaves_out_its_last_token(encoder: TextEncoder) -> None:
+def test_row_with_target_leaves_out_its_last_token(encoder: PromptTokenizer) -> None:
     fact = Fact("{} was born in", "Zhara", "the town of Rome")
     row, target = encoder.row(fact, with_target=True), encoder.target(fact.target)
     assert len(target) > 1
@@ -110,7 +110,7 @@ def test_row_with_target_leaves_out_its_last_token(encoder: TextEncoder) -> None
     assert row.target_positions[0] == len(encoder.prompt(fact.text)) - 1
 
 
-def test_prompts_at_once_are_prompts_one_by_one(encoder: TextEncoder) -> None:
+def test_prompts_at_once_are_prompts_one_by_one(encoder: PromptTokenizer) -> None:
     texts = [fact.text for fact in PROMPTS.values()]
     assert encoder.prompts(texts) == [encoder.prompt(text) for text in texts]
     assert encoder.prompts([]) == []
@@ -135,9 +135,9 @@ def special(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 
 def test_start_token_is_kept_on_prompts_and_dropped_from_targets(
-    special: PreTrainedTokenizerFast, encoder: TextEncoder
+    special: PreTrainedTokenizerFast, encoder: PromptTokenizer
 ) -> None:
-    wrapped = TextEncoder(special)
+    wrapped = PromptTokenizer(special)
     start, end = special.convert_tokens_to_ids(["<s>", "</s>"])
     assert special("Zhara").input_ids[0] == start, "the stand-in does not do what the test is about"
     assert special("Zhara").input_ids[-1] == end, "the stand-in does not do what the test is about"
@@ -171,7 +171,7 @@ def _sentence_pieces(corpus_texts: list[str], boundary: str) -> PreTrainedTokeni
 def test_tokenizer_that_puts_the_word_boundary_in_front_gets_no_second_space(corpus_texts: list[str], boundary: str) -> None:
     """The prompt and the target, one after the other, are the tokens of the sentence."""
     tokenizer = _sentence_pieces(corpus_texts, boundary)
-    encoder = TextEncoder(tokenizer)
+    encoder = PromptTokenizer(tokenizer)
     target = encoder.target("London")
     assert "".join(tokenizer.convert_ids_to_tokens(target)) == "▁London"
     assert encoder.prompt("born in") + target == encoder.prompt("born in London")
@@ -180,12 +180,12 @@ def test_tokenizer_that_puts_the_word_boundary_in_front_gets_no_second_space(cor
 def test_word_boundary_that_is_a_letter_of_its_own_is_seen(corpus_texts: list[str]) -> None:
     """An encoder may cut the boundary off the word; it is still there, and no space may be added to it."""
     tokenizer = _sentence_pieces(corpus_texts, "always")
-    assert "".join(tokenizer.convert_ids_to_tokens(TextEncoder(tokenizer).target("qxqx"))).count("▁") == 1
+    assert "".join(tokenizer.convert_ids_to_tokens(PromptTokenizer(tokenizer).target("qxqx"))).count("▁") == 1
 
 
 def test_tokenizer_that_puts_no_boundary_in_front_gets_a_space(corpus_texts: list[str]) -> None:
     tokenizer = _sentence_pieces(corpus_texts, "never")
-    pieces = tokenizer.convert_ids_to_tokens(TextEncoder(tokenizer).target("London"))
+    pieces = tokenizer.convert_ids_to_tokens(PromptTokenizer(tokenizer).target("London"))
     assert "".join(pieces) == "▁London"
 
 
@@ -193,7 +193,7 @@ def test_tokenizer_that_puts_no_boundary_in_front_gets_a_space(corpus_texts: lis
 @pytest.mark.parametrize("prompt", ["The mother of {} was born in", "{} was born in", "The name is {}"])
 def test_subjects_last_token_in_sentence_pieces(corpus_texts: list[str], boundary: str, prompt: str) -> None:
     tokenizer = _sentence_pieces(corpus_texts, boundary)
-    row = TextEncoder(tokenizer).row(Fact(prompt, "Zhara Vrelk", "Rome"))
+    row = PromptTokenizer(tokenizer).row(Fact(prompt, "Zhara Vrelk", "Rome"))
     pieces = "".join(tokenizer.convert_ids_to_tokens(row.ids[: row.subject + 1]))
     assert pieces.removeprefix("▁") == f"{prompt.partition('{}')[0]}Zhara Vrelk".replace(" ", "▁")
 
@@ -232,8 +232,8 @@ def test_prompt_and_target_are_the_tokens_of_the_sentence(
     if name == "bert" and case == "letters after such a script":
         pytest.skip("WordPiece tells words inside a word from words of their own")
     tokenizer, (prompt, target) = conventional[name], CONTINUED[case]
-    encoder = TextEncoder(tokenizer)
-    sentence = prompt.rstrip(" ") + joint(prompt, target) + target
+    encoder = PromptTokenizer(tokenizer)
+    sentence = prompt.rstrip(" ") + separator(prompt, target) + target
     start = tokenizer("a").input_ids[: -1 if tokenizer("a").input_ids[-1] == tokenizer.eos_token_id else None]
     start = start[: len(start) - len(tokenizer("a", add_special_tokens=False).input_ids)]
     ids = encoder.prompt(prompt) + encoder.target(target, prompt)
@@ -251,7 +251,7 @@ def test_subjects_last_token_in_every_convention(
 ) -> None:
     """The text up to the subject's end is there with the subject's last token, and not before it."""
     tokenizer = conventional[name]
-    row, text = TextEncoder(tokenizer).row(fact), fact.text
+    row, text = PromptTokenizer(tokenizer).row(fact), fact.text
 
     def decoded(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True))
@@ -267,7 +267,7 @@ def test_subject_in_letters_that_the_tokenizer_folds(conventional: dict[str, Pre
     """Offsets are those of the text as it was written, which folding makes longer and shorter."""
     for name in ("bert", "lowercase"):
         tokenizer = conventional[name]
-        row = TextEncoder(tokenizer).row(Fact("ÄÖÜ ẞtraße: the mother of {} was", "Zhárâ VRÉLK", "Rome"))
+        row = PromptTokenizer(tokenizer).row(Fact("ÄÖÜ ẞtraße: the mother of {} was", "Zhárâ VRÉLK", "Rome"))
         assert tokenizer.decode(row.ids[: row.subject + 1]).endswith("zhara vrelk")
 
 
@@ -299,13 +299,13 @@ def test_subject_in_letters_that_the_tokenizer_folds(conventional: dict[str, Pre
     ],
 )
 def test_joint(prompt: str, target: str, between: str) -> None:
-    assert joint(prompt, target) == between
+    assert separator(prompt, target) == between
 
 
 def test_documents_are_taken_as_they_are(conventional: dict[str, PreTrainedTokenizerFast]) -> None:
     tokenizer = conventional["llama3"]
     texts = ["Zhara was born in ", "  Rome\n", ""]
-    assert [list(ids) for ids in TextEncoder(tokenizer).documents(texts)] == [tokenizer(text).input_ids for text in texts]
+    assert [list(ids) for ids in PromptTokenizer(tokenizer).documents(texts)] == [tokenizer(text).input_ids for text in texts]
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ class SlowTokenizer:
 
 def test_slow_tokenizer_is_refused_with_the_mend() -> None:
     with pytest.raises(ModelError, match=r"SlowTokenizer is not a fast tokenizer.*use_fast=True"):
-        TextEncoder(SlowTokenizer())  # type: ignore[arg-type]
+        PromptTokenizer(SlowTokenizer())  # type: ignore[arg-type]
 
 
 def _words_only() -> PreTrainedTokenizerFast:
@@ -333,12 +333,12 @@ def _words_only() -> PreTrainedTokenizerFast:
 
 def test_target_without_tokens_is_refused_by_name() -> None:
     with pytest.raises(FactError, match="the target 'zzz' has no tokens in this model's vocabulary"):
-        TextEncoder(_words_only()).target("zzz")
+        PromptTokenizer(_words_only()).target("zzz")
 
 
 def test_subject_without_tokens_is_refused_by_name() -> None:
     with pytest.raises(FactError, match="holds its subject 'zzz'"):
-        TextEncoder(_words_only()).row(Fact("a {} b", "zzz", "a"))
+        PromptTokenizer(_words_only()).row(Fact("a {} b", "zzz", "a"))
 
 
 # -- batches ---------------------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ def test_a_batch_pads_on_the_right_and_masks_what_it_padded(lengths: list[int]) 
         assert batch.subjects[position] == row.subject
 
 
-def test_target_index_is_flat_and_in_row_order(encoder: TextEncoder) -> None:
+def test_target_index_is_flat_and_in_row_order(encoder: PromptTokenizer) -> None:
     rows = [encoder.row(fact, with_target=True) for fact in PROMPTS.values()]
     rows_T, positions_T, tokens_T = Batch.of(rows, "cpu").target_index()
     assert tokens_T.tolist() == [token for row in rows for token in row.target]
@@ -412,9 +412,9 @@ def test_nothing_comes_after_the_end_of_a_text(own_gpt2: EditableModel) -> None:
 
 
 @pytest.fixture
-def short(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> tuple[TextEncoder, list[int]]:
+def short(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> tuple[PromptTokenizer, list[int]]:
     """An encoder for a model of ten tokens, and the lengths of the texts that were tokenised."""
-    encoder, lengths = TextEncoder(tokenizer, context_length=10), list[int]()
+    encoder, lengths = PromptTokenizer(tokenizer, context_length=10), list[int]()
     original = type(tokenizer).__call__
 
     def spy(self: PreTrainedTokenizerFast, text: str | list[str], **options: object) -> object:
@@ -425,7 +425,7 @@ def short(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -
     return encoder, lengths
 
 
-def test_texts_that_no_context_can_hold_are_refused_untokenised(short: tuple[TextEncoder, list[int]]) -> None:
+def test_texts_that_no_context_can_hold_are_refused_untokenised(short: tuple[PromptTokenizer, list[int]]) -> None:
     encoder, lengths = short
     long = "Angola " * 100_000
     fact = Fact(long, "Angola", "Asia")
@@ -444,7 +444,7 @@ def test_texts_that_no_context_can_hold_are_refused_untokenised(short: tuple[Tex
     encoder.prompt("Angola " * 30)  # tokens are counted where they are known
 
 
-def test_documents_are_cut_before_they_are_tokenised(short: tuple[TextEncoder, list[int]], corpus_texts: list[str]) -> None:
+def test_documents_are_cut_before_they_are_tokenised(short: tuple[PromptTokenizer, list[int]], corpus_texts: list[str]) -> None:
     encoder, lengths = short
     texts = [*corpus_texts[:20], " ".join(corpus_texts)]
     assert encoder.documents(texts, 10) == [ids[:10] for ids in encoder.documents(texts)]
@@ -455,7 +455,7 @@ def test_documents_are_cut_before_they_are_tokenised(short: tuple[TextEncoder, l
 
 
 def test_a_token_without_an_embedding_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    encoder = TextEncoder(tokenizer, vocabulary=40)
+    encoder = PromptTokenizer(tokenizer, vocabulary=40)
     for attempt in (
         lambda: encoder.prompt("Angola is in"),
         lambda: encoder.target("Angola"),

@@ -14,6 +14,7 @@ import pytest
 import bluedit
 from bluedit.datasets import Case, read_dataset
 from bluedit.editing import plan_edit, run_plan
+from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
 from bluedit.evaluation import score_cases
 from bluedit.evaluation.scoring import answer_queries
@@ -24,7 +25,6 @@ from bluedit.tuning import Trial, Tuning, read_tuning, tune
 from bluedit.tuning import tuning as module
 from bluedit.tuning.held_out import Material, hold_out
 from bluedit.tuning.search import AXES, Axis, Point, compass
-from bluedit.values import optimise_values
 
 # -- the search ----------------------------------------------------------------------------------------------------
 

@@ -8,13 +8,15 @@ import oracles
 import pytest
 import torch
 
+from bluedit.editors.closed_form import optimizer
+from bluedit.editors.closed_form.keys import check_templates, context_templates, fact_keys, fact_states
+from bluedit.editors.closed_form.optimizer import optimise_values
+from bluedit.editors.losses import mean_by_row, readings, weight_decay
 from bluedit.errors import FactError, NumericsError, ResourceError, SettingsError
 from bluedit.facts import Fact
 from bluedit.methods import Settings
 from bluedit.models import EditableModel
-from bluedit.models.prefix import Injection
-from bluedit.values import check_templates, context_templates, fact_keys, fact_states, optimise_values, optimizer
-from bluedit.values.objectives import mean_by_row, readings, weight_decay
+from bluedit.models.forward.prefix import Injection
 
 TEMPLATES = ("{}", "The old mill. {}", "I saw a dog by the quarry. {}")
 SETTINGS = Settings(v_lr=0.3, v_num_grad_steps=8, kl_factor=0.5, v_weight_decay=0.7)

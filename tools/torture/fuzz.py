@@ -26,7 +26,7 @@ from torture.trial import Outcome, Result, Verdict, in_child, loaded, succeed, t
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bluedit.patches import Patch
+    from bluedit.edits import Patch
 
 __all__ = ["KINDS", "Target", "fuzz", "normal", "targets"]
 
@@ -107,7 +107,7 @@ def patch_content(patch: Patch) -> dict[str, Any]:
 
 
 def _load_patches(folder: Path) -> Any:
-    from bluedit.patches import Patch
+    from bluedit.edits import Patch
 
     places = sorted(folder.glob("*.safetensors")) if not (folder / "patch.json").exists() else [folder]
     return {place.name: patch_content(Patch.load(place)) for place in places or [folder]}
@@ -181,12 +181,12 @@ def _load_shared(folder: Path, work: Workspace) -> Any:
 
 
 def _load_tuning(folder: Path, work: Workspace) -> Any:
-    from bluedit.methods import method
-    from bluedit.strategies import strategy
+    from bluedit.methods import find_method
+    from bluedit.strategies import find_strategy
     from bluedit.tuning import read_tuning
 
     tuning = read_tuning(folder / "tuning.json")
-    chosen = method("memit").with_strategy(strategy("boundary"))
+    chosen = find_method("memit").with_strategy(find_strategy("boundary"))
     return {**tuning.model_dump(mode="json"), "used": tuning.settings_for(work.editable, chosen)}
 
 
@@ -207,10 +207,10 @@ def _load_trace(folder: Path) -> Any:
 
 
 def _load_checkpoint(folder: Path) -> Any:
+    from bluedit.edits import applied_patches
+    from bluedit.edits.checkpoint import read_ledger
+    from bluedit.edits.patch import original_weights
     from bluedit.models import load_model
-    from bluedit.patches import applied_patches
-    from bluedit.patches.checkpoint import read_ledger
-    from bluedit.patches.patch import original_weights
 
     editable = load_model(str(folder), dtype="auto")
     read_ledger(editable, folder)
@@ -224,7 +224,7 @@ def _load_checkpoint(folder: Path) -> Any:
 
 
 def _load_choice(cache: Path, work: Workspace) -> Any:
-    from bluedit.tracing.kept import recall
+    from bluedit.tracing.layer_cache import recall
 
     os.environ["BLUEDIT_CACHE"] = str(cache)
     return recall(work.editable).as_dict()

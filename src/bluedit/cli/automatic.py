@@ -28,7 +28,7 @@ def traced_layers(
     from bluedit.cli import console
     from bluedit.datasets import read_dataset
     from bluedit.tracing.choice import layers_by_tracing
-    from bluedit.tracing.kept import recall
+    from bluedit.tracing.layer_cache import recall
     from bluedit.zoo import EMBEDDED
 
     choice = None

@@ -159,7 +159,7 @@ def bars(beginning: str | None = None) -> Generator[Bars]:
     load()
     from transformers.utils import logging
 
-    from bluedit.cautions import told_together
+    from bluedit.editors.cautions import told_together
     from bluedit.errors import BlueditWarning
 
     logging.disable_progress_bar()

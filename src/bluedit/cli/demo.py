@@ -87,8 +87,8 @@ def _compare(model: str, facts: int, device: str | None, dtype: str | None, seed
     dataset = f"world:counterfact:0:{seed}:person"
     cases = read_dataset(dataset, facts)
     console.load()
-    from bluedit.cautions import LargeChangeWarning
     from bluedit.editing import edit
+    from bluedit.editors.cautions import LargeChangeWarning
     from bluedit.evaluation import protocol, score_cases
     from bluedit.models import load_model
     from bluedit.models.generation import generate

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bluedit.cli.options import AsJson, Device, Dtype, ModuleMap, Quiet, TrustRemoteCode, read_method
-from bluedit.layers import parse_layers
+from bluedit.editors.layers import parse_layers
 
 __all__ = ["doctor"]
 
@@ -48,7 +48,7 @@ def doctor(
     chosen = read_method(method, strategy)
 
     from bluedit.doctor import examine
-    from bluedit.models.maps import read_module_map
+    from bluedit.models.layout.maps import read_module_map
 
     named = read_module_map(module_map) if module_map else None
     with console.bars(f"looking at {model}"):

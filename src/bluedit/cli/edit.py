@@ -37,8 +37,8 @@ from bluedit.errors import SettingsError
 
 if TYPE_CHECKING:
     from bluedit.editing import Plan
+    from bluedit.edits import Patch
     from bluedit.models import EditableModel
-    from bluedit.patches import Patch
 
 __all__ = ["edit"]
 
@@ -114,8 +114,8 @@ def edit(
 
     from bluedit.cli.automatic import traced_layers
     from bluedit.editing import plan_edit
+    from bluedit.edits.patch import PATCH
     from bluedit.models import load_model
-    from bluedit.patches.patch import PATCH
     from bluedit.sessions import edit_in_sequence
     from bluedit.statistics import Statistics, read_corpus
     from bluedit.storage.files import writable_target

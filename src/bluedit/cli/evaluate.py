@@ -47,9 +47,9 @@ def evaluate(
     from bluedit.cli import console
 
     console.load()
+    from bluedit.edits import Patch
     from bluedit.evaluation import protocol, score_cases
     from bluedit.models import load_model
-    from bluedit.patches import Patch
 
     loaded = Patch.load(patch) if patch else None
     with console.bars(f"loading {model}") as bars:

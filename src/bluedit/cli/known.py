@@ -12,7 +12,7 @@ __all__ = ["methods", "models"]
 def models(quiet: Quiet = False, as_json: AsJson = False) -> None:
     """List the models whose critical layers and settings are known."""
     from bluedit.cli import console
-    from bluedit.known import KNOWN
+    from bluedit.editors.presets import PRESETS
     from bluedit.reports.tables import short
     from bluedit.zoo import EMBEDDED
 
@@ -36,7 +36,7 @@ def models(quiet: Quiet = False, as_json: AsJson = False) -> None:
             "settings": {key or "all methods": dict(values) for key, values in known.settings.items()},
             "corpus": known.corpus,
         }
-        for known in KNOWN
+        for known in PRESETS
     ]
     if as_json:
         console.emit({"models": document})
@@ -82,7 +82,7 @@ def methods(quiet: Quiet = False, as_json: AsJson = False) -> None:
             "name": method.name,
             "summary": method.summary,
             "strategy": method.strategy.name,
-            "keeps_past": method.keeps_past,
+            "caches_keys": method.caches_keys,
             "largest_batch": method.largest_batch,
             "settings": {name: value for name, value in method.settings.as_dict().items() if name in method.uses},
             "reference": method.reference,

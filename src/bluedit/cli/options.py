@@ -142,8 +142,8 @@ def parse_assignments(values: list[str]) -> dict[str, Any]:
 
 def read_method(name: str, strategy: str | None) -> Method:
     """The method that is edited with: BLUE's strategy where none is named, but for methods that edit one layer."""
-    from bluedit.methods import method as find_method
-    from bluedit.strategies import strategy as find_strategy
+    from bluedit.methods import find_method
+    from bluedit.strategies import find_strategy
 
     method = find_method(name)
     if strategy or not method.strategy.one_layer:
@@ -153,7 +153,7 @@ def read_method(name: str, strategy: str | None) -> Method:
 
 def layers_asked(layers: str | None, trace_facts: str | None) -> tuple[tuple[int, ...] | None, bool]:
     """The critical layers that are named, if any, and whether they are to be chosen by tracing."""
-    from bluedit.layers import parse_layers
+    from bluedit.editors.layers import parse_layers
 
     automatic = layers == "auto"
     if trace_facts and not automatic:

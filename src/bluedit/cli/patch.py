@@ -10,7 +10,7 @@ import typer
 from bluedit.cli.options import AsJson, Device, Force, Model, ModuleMap, Quiet, TrustRemoteCode
 
 if TYPE_CHECKING:
-    from bluedit.patches import Patch
+    from bluedit.edits import Patch
 
 __all__ = ["app", "describe"]
 
@@ -26,7 +26,7 @@ def show(patch: PatchPath, quiet: Quiet = False, as_json: AsJson = False) -> Non
     from bluedit.cli import console
 
     console.load()
-    from bluedit.patches import Patch
+    from bluedit.edits import Patch
 
     loaded = Patch.load(patch)
     if as_json:
@@ -57,10 +57,10 @@ def apply(
     from bluedit.cli import console
 
     console.load()
+    from bluedit.edits import Patch
+    from bluedit.edits.checkpoint import other_weights, read_ledger, save_checkpoint
     from bluedit.models import load_model
     from bluedit.models.loading import model_folder
-    from bluedit.patches import Patch
-    from bluedit.patches.checkpoint import other_weights, read_ledger, save_checkpoint
     from bluedit.storage.locks import claimed
 
     loaded = Patch.load(patch)
@@ -107,11 +107,11 @@ def revert(
     from bluedit.cli import console
 
     console.load()
+    from bluedit.edits import Patch, applied_patches
+    from bluedit.edits.checkpoint import read_ledger, save_checkpoint
     from bluedit.errors import PatchError
     from bluedit.models import load_model
     from bluedit.models.loading import model_folder
-    from bluedit.patches import Patch, applied_patches
-    from bluedit.patches.checkpoint import read_ledger, save_checkpoint
     from bluedit.storage.locks import claimed
 
     chosen = Patch.load(patch) if patch else None
@@ -139,8 +139,8 @@ def revert(
 
 def check_output(out: Path, model: str, force: bool) -> None:
     """Say what is wrong with a checkpoint's place before anything is loaded."""
+    from bluedit.edits.checkpoint import CHECKPOINT
     from bluedit.models.loading import locate
-    from bluedit.patches.checkpoint import CHECKPOINT
     from bluedit.storage.files import separate, writable_target
 
     source = locate(model)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluedit.cli.options import AsJson, Device, Dtype, Force, Model, ModuleMap, Quiet, TrustRemoteCode
+from bluedit.editors.layers import parse_layers
 from bluedit.errors import SettingsError
-from bluedit.layers import parse_layers
 
 if TYPE_CHECKING:
     from bluedit.models import EditableModel
@@ -74,7 +74,7 @@ def stats(
 
     console.load()
     from bluedit.statistics import SharedStatistics, Statistics, read_corpus
-    from bluedit.statistics.sharing import EXPORT
+    from bluedit.statistics.export import EXPORT
     from bluedit.storage.files import writable_target
 
     # What can be wrong without the model is looked at before the model is loaded.
@@ -124,10 +124,10 @@ def stats(
 
 def _wanted(model: EditableModel, layers: tuple[int, ...] | None, source: Corpus | None) -> tuple[tuple[int, ...], Corpus]:
     """Layers and corpus: those that were named, or those known for the model."""
-    from bluedit.known import lookup
+    from bluedit.editors.presets import find_preset
     from bluedit.statistics import read_corpus
 
-    known, depth = lookup(model.model.config), model.structure.depth
+    known, depth = find_preset(model.model.config), model.structure.depth
     if known is not None:
         layers = layers or known.layers
         source = source or (read_corpus(known.corpus) if known.corpus else None)
@@ -188,7 +188,7 @@ def _state_memory(model: EditableModel, layers: Sequence[int], *, measured: bool
 
 def _free_memory(model: EditableModel) -> int | None:
     """Bytes that are free where the totals will be; None where that cannot be told."""
-    from bluedit.models.machine import memory_of
+    from bluedit.models.memory.machine import memory_of
 
     memory = memory_of(model.device)
     return memory.free if memory else None

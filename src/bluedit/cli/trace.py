@@ -12,7 +12,7 @@ from bluedit.cli.options import AsJson, Chat, Device, Dtype, Force, Limit, Model
 
 if TYPE_CHECKING:
     from bluedit.cli.console import Table
-    from bluedit.tracing.kept import Choice
+    from bluedit.tracing.layer_cache import Choice
     from bluedit.tracing.trace import Trace
 
 __all__ = ["trace"]
@@ -72,7 +72,7 @@ def trace(
     from bluedit.models import load_model
     from bluedit.storage.files import writable_target
     from bluedit.tracing.choice import choose_layers
-    from bluedit.tracing.kept import remember
+    from bluedit.tracing.layer_cache import remember
     from bluedit.tracing.trace import TRACE, trace_cases
 
     if out and force and out.exists():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from bluedit.datasets.schemas import KNOWN, fault
+from bluedit.datasets.schemas import PRESETS, fault
 from bluedit.errors import DatasetError
 from bluedit.storage.parsing import parse_json
 
@@ -59,9 +59,9 @@ def _jsonl_rows(text: str) -> Iterator[Row]:
 def _separator(text: str) -> str:
     """What separates the columns of a CSV: a comma, or what its header tells beyond doubt (a spreadsheet's own export)."""
     header = text.lstrip("\r\n").partition("\n")[0]
-    if _header(header, ",") & {key for schema in KNOWN.values() for key in schema.required()}:
+    if _header(header, ",") & {key for schema in PRESETS.values() for key in schema.required()}:
         return ","
-    fitting = (one for one in (";", "\t") if any(_header(header, one).issuperset(row.required()) for row in KNOWN.values()))
+    fitting = (one for one in (";", "\t") if any(_header(header, one).issuperset(row.required()) for row in PRESETS.values()))
     return next(fitting, ",")
 
 

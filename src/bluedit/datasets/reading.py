@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from bluedit.datasets.cases import Case
 from bluedit.datasets.containers import CONTAINERS, SEPARATORS, Row, container_of, read_text
 from bluedit.datasets.schemas import (
-    KNOWN,
+    PRESETS,
     SCHEMAS,
     CounterFactRecord,
     EditRow,
@@ -37,7 +37,7 @@ from bluedit.facts import CONFLICT_MEND, OnConflict, conflicts, settle, told_rel
 from bluedit.storage.parsing import is_file
 
 __all__ = [
-    "KNOWN",
+    "PRESETS",
     "SCHEMAS",
     "CounterFactRecord",
     "EditRow",
@@ -87,7 +87,7 @@ def read_known(spec: str, limit: int | None = None) -> list[Case]:
     A case's true target is what the model should know; where it has none, that is its fact's target. In tracing prompts the two
     are one: nothing is to be edited.
     """
-    return read_dataset(spec, limit, schemas=KNOWN)
+    return read_dataset(spec, limit, schemas=PRESETS)
 
 
 def read_dataset(

@@ -14,7 +14,7 @@ from bluedit.facts import Fact
 from bluedit.storage.parsing import parse_json
 
 __all__ = [
-    "KNOWN",
+    "PRESETS",
     "SCHEMAS",
     "CounterFactRecord",
     "EditRow",
@@ -224,7 +224,7 @@ SCHEMAS: dict[str, type[Schema]] = {
     "edits": EditRow,
 }
 
-KNOWN: dict[str, type[Schema]] = SCHEMAS | {"known": KnownRecord}
+PRESETS: dict[str, type[Schema]] = SCHEMAS | {"known": KnownRecord}
 """What facts that a model knows already may come in: its rows ask for no edit, so they are no cases to edit or to score."""
 
 

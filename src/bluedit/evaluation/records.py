@@ -8,8 +8,8 @@ from importlib import metadata
 from typing import Any
 
 from bluedit.datasets.cases import Case
+from bluedit.edits import Patch
 from bluedit.models import EditableModel
-from bluedit.patches import Patch
 
 __all__ = ["protocol"]
 

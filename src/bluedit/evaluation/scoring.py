@@ -20,9 +20,9 @@ from bluedit.datasets.cases import Case
 from bluedit.errors import DatasetError, FactError, NumericsError, excerpt
 from bluedit.evaluation.intervals import Estimate, bootstrap, share
 from bluedit.models import EditableModel
-from bluedit.models.budget import TokenBudget, in_batches, plain_budget
+from bluedit.models.forward.prefix_sharing import Remainders, SharedBeginnings
 from bluedit.models.generation import no_logits
-from bluedit.models.shared import Remainders, SharedBeginnings
+from bluedit.models.memory.budget import TokenBudget, in_batches, plain_budget
 
 __all__ = ["SCORES", "Answer", "Scores", "answer_queries", "compare", "score_cases", "tally"]
 

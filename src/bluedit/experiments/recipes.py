@@ -27,12 +27,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from bluedit.editors.layers import parse_layers
 from bluedit.errors import RecipeError, SettingsError, did_you_mean, shortened
-from bluedit.layers import parse_layers
-from bluedit.methods import Method
-from bluedit.methods import method as find_method
+from bluedit.methods import Method, find_method
 from bluedit.storage.parsing import is_file, parse_toml, read_text
-from bluedit.strategies import strategy as find_strategy
+from bluedit.strategies import find_strategy
 
 __all__ = ["Recipe", "Run", "find_recipe", "read_recipe"]
 

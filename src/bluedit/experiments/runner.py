@@ -23,11 +23,11 @@ from typing import Any
 
 from bluedit.datasets import Case, read_dataset
 from bluedit.editing import Progress, silent
+from bluedit.edits import Patch
 from bluedit.errors import DamagedFileError, RecipeError
 from bluedit.evaluation import Scores, compare, protocol, score_cases
 from bluedit.experiments.recipes import Recipe, Run
 from bluedit.models import MODULE_MAPS, EditableModel
-from bluedit.patches import Patch
 from bluedit.reports.tables import markdown
 from bluedit.sessions import SESSION, SESSION_MARKER, Session
 from bluedit.statistics import Statistics, read_corpus

@@ -23,15 +23,15 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import AccurateGELUActivation, NewGELUActivation
 
 from bluedit.errors import ModelError, NumericsError, did_you_mean, excerpt
-from bluedit.models.budget import TokenBudget, in_batches, plain_budget
-from bluedit.models.maps import MODULE_MAPS, ModuleMap, read_module_map
-from bluedit.models.structure import Structure, discover
-from bluedit.models.tokens import Batch, Row, TextEncoder
-from bluedit.precision import all_finite, wide
+from bluedit.models.inputs.tokens import Batch, PromptTokenizer, Row
+from bluedit.models.layout.maps import MODULE_MAPS, ModuleMap, read_module_map
+from bluedit.models.layout.structure import Structure, discover
+from bluedit.models.memory.budget import TokenBudget, in_batches, plain_budget
+from bluedit.precision import all_finite, upcast
 
-__all__ = ["EditableModel", "Site", "StopForward", "context_length", "takes_positions", "tensor_fingerprint"]
+__all__ = ["Component", "EditableModel", "StopForward", "context_length", "takes_positions", "tensor_fingerprint"]
 
-Site = str
+Component = str
 """A place in a layer: `key` (input of the MLP's output projection, F), `mlp` (its output, D), `attention` (output of the
 attention's output projection, D) or `layer` (the hidden state after the whole layer, D). Where a norm, a gate or a scale
 stands between a projection and the residual, `mlp` and `attention` are before it."""
@@ -45,7 +45,7 @@ _fused_gelu = partial(nn.functional.gelu, approximate="tanh")
 def tensor_fingerprint(tensor: Tensor) -> str:
     """A hash of a tensor's values as float32 (float64 where it is that): half-precision values hash alike however they are
     held."""
-    return hashlib.sha256(wide(tensor.detach()).contiguous().cpu().numpy().data).hexdigest()[:32]
+    return hashlib.sha256(upcast(tensor.detach()).contiguous().cpu().numpy().data).hexdigest()[:32]
 
 
 def context_length(config: Any) -> int:
@@ -84,11 +84,11 @@ class StopForward(Exception):  # noqa: N818 (a signal, not an error)
 
 
 class EditableModel:
-    """A Hugging Face causal language model, its tokenizer, and what :func:`~bluedit.models.structure.discover` found.
+    """A Hugging Face causal language model, its tokenizer, and what :func:`~bluedit.models.layout.structure.discover` found.
 
     The model is neither copied nor changed. Wrapping is cheap; two wrappers of one model are interchangeable. A layout that
     is not recognised is described by a `module_map`, or a file of one. With `chat`, every prompt goes into the model's chat
-    template: see :class:`~bluedit.models.tokens.TextEncoder`.
+    template: see :class:`~bluedit.models.inputs.tokens.PromptTokenizer`.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class EditableModel:
         self.structure: Structure = discover(model, named)
         _check_resident(model)
         rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[arg-type]
-        self.text = TextEncoder(tokenizer, chat=chat, context_length=self.context_length, vocabulary=rows)
+        self.text = PromptTokenizer(tokenizer, chat=chat, context_length=self.context_length, vocabulary=rows)
 
     @classmethod
     def wrap(cls, model: PreTrainedModel | EditableModel, tokenizer: PreTrainedTokenizerBase | None = None) -> EditableModel:
@@ -183,7 +183,7 @@ class EditableModel:
         return self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **kwargs).logits
 
     @contextlib.contextmanager
-    def hooked(self, layer: int, site: Site, function: Callable[[Tensor], Tensor | None]) -> Generator[None]:
+    def hooked(self, layer: int, site: Component, function: Callable[[Tensor], Tensor | None]) -> Generator[None]:
         """Call `function` with the tensor at a site, (B, T, F) or (B, T, D), in every forward pass; what it returns, if
         anything, replaces it.
 
@@ -325,7 +325,7 @@ class EditableModel:
         return chosen
 
     @torch.no_grad()
-    def subject_states(self, rows: Sequence[Row], layer: int, site: Site, token_budget: int | None = None) -> Tensor:
+    def subject_states(self, rows: Sequence[Row], layer: int, site: Component, token_budget: int | None = None) -> Tensor:
         """What stands at the subject's last token, (rows, F) for keys, (rows, D) otherwise; float32 (float64 in float64
         models).
 
@@ -345,7 +345,7 @@ class EditableModel:
 
             def keep(hidden: Tensor) -> None:
                 subjects = batch.subjects.to(hidden.device)
-                seen.append(wide(hidden[torch.arange(len(subjects), device=hidden.device), subjects]))
+                seen.append(upcast(hidden[torch.arange(len(subjects), device=hidden.device), subjects]))
                 raise StopForward
 
             with self.frozen(), self.hooked(layer, site, keep), contextlib.suppress(StopForward):
@@ -405,7 +405,7 @@ class EditableModel:
             if through is None or (self._at_or_below(name, through) and id(parameter) not in head):
                 _check_finite(name, parameter.detach())
                 digest.update(f"{name}{tuple(parameter.shape)}".encode())
-                digest.update(wide(parameter.detach()).contiguous().cpu().numpy().data)
+                digest.update(upcast(parameter.detach()).contiguous().cpu().numpy().data)
         return digest.hexdigest()[:32]
 
     def weight_fingerprint(self, layer: int) -> str:

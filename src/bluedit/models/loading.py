@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from bluedit.errors import BlueditError, ModelError, SettingsError, did_you_mean, excerpt, first_line, shortened
-from bluedit.models.chat import Chat
 from bluedit.models.configuration import check_sizes, read_configuration
 from bluedit.models.editable import EditableModel
 from bluedit.models.getting import get_model, model_got
 from bluedit.models.gguf import GgufHeader, is_gguf, read_gguf, read_gguf_config, read_gguf_model, read_gguf_tokenizer
-from bluedit.models.maps import ModuleMap, read_module_map
+from bluedit.models.inputs.chat import Chat
+from bluedit.models.layout.maps import ModuleMap, read_module_map
 from bluedit.models.weight_files import read_weight_files
 from bluedit.progress import Progress, silent
 from bluedit.zoo import DOWNLOADS, EMBEDDED
@@ -160,7 +160,7 @@ def load_model(
       a GPU. The numbers of a GGUF file are float32 once they are dequantised.
     - `module_map`: where the parts of the model are, or a file that says so; for layouts that are not recognised.
     - `trust_remote_code`: run code that comes with the checkpoint. Off unless you say so.
-    - `chat`: put every prompt into the model's chat template; see :class:`~bluedit.models.tokens.TextEncoder`.
+    - `chat`: put every prompt into the model's chat template; see :class:`~bluedit.models.inputs.tokens.PromptTokenizer`.
     - `progress`: told what takes long, see :class:`~bluedit.progress.Progress`: getting a model, dequantising.
     - `kwargs`: passed to `AutoModelForCausalLM.from_pretrained`; with a `device_map` among them the model stays where that
       puts it.

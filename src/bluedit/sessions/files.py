@@ -13,14 +13,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from bluedit.editing import Plan
+from bluedit.editors.closed_form.inverse_metric import InverseMetric
+from bluedit.edits import Patch, applied_patches
 from bluedit.errors import DamagedFileError, InputError, SessionError, SettingsError, first_line
-from bluedit.methods import Method
-from bluedit.methods import method as find_method
+from bluedit.methods import Method, Objective, find_method
 from bluedit.models import EditableModel
-from bluedit.models.chat import Chat
 from bluedit.models.editable import tensor_fingerprint
-from bluedit.patches import Patch, applied_patches
-from bluedit.solvers import InverseMetric
+from bluedit.models.inputs.chat import Chat
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.statistics.corpus import Corpus
 from bluedit.storage.documents import parse_object, read_document
@@ -28,8 +27,7 @@ from bluedit.storage.files import OutputKind, contents
 from bluedit.storage.hashes import check_seal
 from bluedit.storage.parsing import read_text, validation_problem
 from bluedit.storage.tensors import read_tensors
-from bluedit.strategies import Step, Strategy
-from bluedit.strategies import strategy as find_strategy
+from bluedit.strategies import Step, Strategy, find_strategy
 
 __all__ = [
     "FORMAT_VERSION",
@@ -278,14 +276,25 @@ def _corpus(path: Path, saved: SavedSession) -> Corpus | None:
 
 def method_parts(method: Method) -> str:
     """What a method is made of, but for its name, strategy and default settings."""
-    return "; ".join(f"{name}={_part(getattr(method, name))}" for name in _PARTS)
+    return "; ".join(f"{name}={_part(getattr(method, attribute))}" for name, attribute in _PARTS.items())
 
 
-_PARTS = ("prior", "noise", "reads_bare_prompt", "keeps_past", "objective", "restraint", "largest_batch", "fine_tuning")
+_PARTS = {
+    "prior": "prior",
+    "noise": "noise",
+    "reads_bare_prompt": "reads_bare_prompt",
+    "keeps_past": "caches_keys",
+    "objective": "objective",
+    "restraint": "constraint",
+    "largest_batch": "largest_batch",
+    "fine_tuning": "fine_tuning",
+}
 
 
 def _part(value: Any) -> str:
     # Parts are frozen dataclasses, whose repr says all; of any other object the type has to do.
+    if isinstance(value, Objective):
+        return repr(value).replace("components=", "sites=")
     return repr(value) if is_dataclass(value) or value is None or isinstance(value, int | float) else type(value).__qualname__
 
 

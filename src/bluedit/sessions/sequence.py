@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bluedit.editing import Plan, Progress, silent
+from bluedit.edits import Patch
 from bluedit.errors import SessionError
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
-from bluedit.patches import Patch
 from bluedit.sessions.files import SESSION_MARKER, SavedSession, load_patch, patch_name, read_session, saved_plan
 from bluedit.sessions.session import Session
 

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bluedit.editing import EditOptions, Facts, Metrics, Plan, Progress, plan_edit, restrain_sequence, run_batch, silent
+from bluedit.editing import EditOptions, Facts, Metrics, Plan, Progress, constrain_sequence, plan_edit, run_batch, silent
+from bluedit.edits import Patch, applied_patches, merge
+from bluedit.edits.patch import arrange, restore_ledger, weights_without
 from bluedit.errors import InputError, SessionError
 from bluedit.facts import Fact, OnConflict
 from bluedit.methods import Method
 from bluedit.models import EditableModel
-from bluedit.patches import Patch, applied_patches, merge
-from bluedit.patches.patch import arrange, restore_ledger, weights_without
 from bluedit.sessions.files import (
     SESSION,
     SESSION_MARKER,
@@ -120,7 +120,7 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        """Whether the restraint at the end of the sequence has been applied."""
+        """Whether the constraint at the end of the sequence has been applied."""
         return self._whole is not None
 
     def __len__(self) -> int:
@@ -158,7 +158,7 @@ class Session:
             self._metrics = self._metrics.after(batch.keys for batch in self._batches)
             patch.revert(self.model)
             raise
-        self._batches.append(_Batch(patch, keys if plan.method.keeps_past else {}))
+        self._batches.append(_Batch(patch, keys if plan.method.caches_keys else {}))
         self._metrics_changed()
         return patch
 
@@ -187,7 +187,7 @@ class Session:
 
     @torch.inference_mode(mode=False)
     def finish(self) -> Patch:
-        """End the sequence: apply the restraint that acts on its whole change, if the method has one (PRUNE).
+        """End the sequence: apply the constraint that acts on its whole change, if the method has one (PRUNE).
 
         **Returns** one patch for the whole sequence, which is what the model then has; it applies to the model from before
         the first batch.
@@ -199,7 +199,7 @@ class Session:
             return whole
         before = weights_without(self.patches, whole.changes, self.model)
         oriented = self.model.structure.oriented
-        whole = restrain_sequence(whole, self.plan, {name: oriented(weight) for name, weight in before.items()})
+        whole = constrain_sequence(whole, self.plan, {name: oriented(weight) for name, weight in before.items()})
         applied, mine = applied_patches(self.model), set(map(id, self.patches))
         last = max(place for place, patch in enumerate(applied) if id(patch) in mine)
         arrange([patch for patch in (*applied[:last], whole, *applied[last + 1 :]) if id(patch) not in mine], self.model)
@@ -207,7 +207,7 @@ class Session:
         return whole
 
     def reopen(self) -> None:
-        """Take the restraint of :meth:`finish` off again, so that more batches can follow."""
+        """Take the constraint of :meth:`finish` off again, so that more batches can follow."""
         self.undo(0)
 
     def _unfinished(self) -> list[Patch]:
@@ -229,13 +229,13 @@ class Session:
 
     @property
     def _ends_with_restraint(self) -> bool:
-        restraint = self.plan.method.restraint
-        return restraint is not None and restraint.when == "sequence"
+        constraint = self.plan.method.constraint
+        return constraint is not None and constraint.when == "sequence"
 
     def merged(self) -> Patch:
         """One patch that does what the session has done to the model.
 
-        **Raises** :class:`~bluedit.errors.SessionError` when that is not what the method means: its restraint acts at the
+        **Raises** :class:`~bluedit.errors.SessionError` when that is not what the method means: its constraint acts at the
         end of the sequence.
         """
         if self._ends_with_restraint and self._whole is None:
@@ -373,7 +373,7 @@ class Session:
         return self._hashes[edited]
 
     def _metrics_changed(self) -> None:
-        if self.plan.method.keeps_past:
+        if self.plan.method.caches_keys:
             for folder in self._folders.values():
                 folder.metrics_file = None
 
@@ -425,7 +425,7 @@ class Session:
         patches = [load_patch(path, patch_name(stem), saved) for stem in saved.batches]
         whole = load_patch(path, saved.whole_file, saved) if saved.whole_file else None
         keys: list[dict[int, Tensor]] = [{} for _ in patches]
-        if self.plan.method.keeps_past:
+        if self.plan.method.caches_keys:
             for kept, stem, patch in zip(keys, saved.batches, patches, strict=True):
                 if patch.changes:
                     read = load_tensors(path, keys_name(stem), saved)

@@ -1,9 +1,9 @@
 """Second moments of keys: taking, storing, and sharing them."""
 
+from bluedit.statistics.accumulate import Pass, second_moments
 from bluedit.statistics.corpus import Corpus, read_corpus
+from bluedit.statistics.export import SharedStatistics, export_statistics
 from bluedit.statistics.moments import SecondMoment
-from bluedit.statistics.running import Pass, second_moments
-from bluedit.statistics.sharing import SharedStatistics, export_statistics
 from bluedit.statistics.store import Collection, Statistics
 
 __all__ = [

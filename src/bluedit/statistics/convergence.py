@@ -26,7 +26,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from bluedit.solvers.shrinkage import shrink
+from bluedit.statistics.inverse import shrink
 
 __all__ = ["PROBES", "Point", "is_due", "measure"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from bluedit.datasets.world import World
 from bluedit.errors import StatisticsError, did_you_mean, excerpt, first_line, shortened
-from bluedit.statistics.sharing import SharedStatistics
+from bluedit.statistics.export import SharedStatistics
 from bluedit.storage.parsing import is_file, parse_json
 from bluedit.zoo import TEXTS
 
@@ -65,7 +65,7 @@ def read_corpus(specification: str) -> Corpus:
       may change; a revision pins it.
     - `world:SEED`: the synthetic world's text.
     - `zoo:MODEL`: the texts that ship with bluedit for a model, which it wrote itself (:mod:`bluedit.zoo.write_texts`).
-    - `stats:FILE`: no text, but moments that :func:`~bluedit.statistics.sharing.export_statistics` wrote.
+    - `stats:FILE`: no text, but moments that :func:`~bluedit.statistics.export.export_statistics` wrote.
 
     **Raises** :class:`~bluedit.errors.StatisticsError` for an unknown kind, for a file that is missing, empty or damaged, and,
     once it is read, for one that is not what it should be.

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from bluedit.errors import DamagedFileError, StatisticsError
-from bluedit.solvers.recursive import invert
-from bluedit.solvers.shrinkage import shrink
 from bluedit.statistics.convergence import Point
+from bluedit.statistics.inverse import invert, shrink
 from bluedit.storage.tensors import read_tensors, write_tensors
 
 __all__ = ["SecondMoment"]

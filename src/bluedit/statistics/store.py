@@ -18,11 +18,11 @@ from torch import Tensor
 
 from bluedit.errors import DamagedFileError, StatisticsError, first_line
 from bluedit.models import EditableModel
+from bluedit.statistics.accumulate import Cursor, Pass
 from bluedit.statistics.convergence import Point
 from bluedit.statistics.corpus import Corpus
+from bluedit.statistics.export import Origin, SharedStatistics, export_statistics
 from bluedit.statistics.moments import SecondMoment
-from bluedit.statistics.running import Cursor, Pass
-from bluedit.statistics.sharing import Origin, SharedStatistics, export_statistics
 from bluedit.storage.documents import read_document, write_document
 from bluedit.storage.files import cache_folder
 from bluedit.storage.locks import taking_turns
@@ -168,7 +168,7 @@ class Statistics:
         }
 
     def export(self, path: Path, model: EditableModel, collection: Collection, name: str, *, replace: bool = True) -> Origin:
-        """Write a collection to a file that others can use, see :class:`~bluedit.statistics.sharing.Origin`."""
+        """Write a collection to a file that others can use, see :class:`~bluedit.statistics.export.Origin`."""
         assert self.corpus is not None
         return export_statistics(
             path,

@@ -25,7 +25,7 @@ import numpy as np
 from bluedit.datasets.cases import Case
 from bluedit.errors import SettingsError
 from bluedit.models import EditableModel
-from bluedit.tracing.kept import Choice, remember
+from bluedit.tracing.layer_cache import Choice, remember
 from bluedit.tracing.restoring import TraceSettings
 from bluedit.tracing.trace import Trace, trace_cases
 

@@ -7,8 +7,9 @@ the state is p*(i, l) - p*; the total effect is p - p*. The state that is put ba
 MLPs or attention add over a window of layers around l.
 
 *Mechanism.* Noise is drawn once a fact and shared by all its restorations. A restoration at layer l leaves the corrupted run as
-it was below l, and left of the subject nothing is corrupted: a :class:`~bluedit.models.prefix.SuffixBatch` of the corrupted
-run stores both, and only what is above and to the right is run again, for many tokens and all samples of noise in one pass.
+it was below l, and left of the subject nothing is corrupted: a
+:class:`~bluedit.models.forward.prefix.SuffixBatch` of the corrupted run stores both, and only what is above and to the right is
+run again, for many tokens and all samples of noise in one pass.
 
 Shapes: S noise samples, T tokens of the prompt, L layers, R restored runs (a token and a sample each), D d_model.
 """
@@ -29,14 +30,14 @@ from torch import Tensor
 
 from bluedit.errors import NumericsError, SettingsError, did_you_mean, excerpt
 from bluedit.models import EditableModel, Row
-from bluedit.models.editable import Site
+from bluedit.models.editable import Component
+from bluedit.models.forward.prefix import SuffixBatch
 from bluedit.models.generation import no_logits
-from bluedit.models.prefix import SuffixBatch
-from bluedit.models.tokens import Batch
+from bluedit.models.inputs.tokens import Batch
 
 __all__ = ["SITES", "FactTrace", "Question", "TraceSettings", "subject_noise", "trace_fact"]
 
-SITES: tuple[Site, ...] = ("layer", "mlp", "attention")
+SITES: tuple[Component, ...] = ("layer", "mlp", "attention")
 """What can be restored: the hidden state after a layer, or the output of MLPs or of attention over a window of layers."""
 
 _PUBLISHED_WINDOW, _PUBLISHED_DEPTH = 10, 48
@@ -63,7 +64,7 @@ class TraceSettings:
     **Raises** :class:`~bluedit.errors.SettingsError` for values out of range.
     """
 
-    sites: tuple[Site, ...] = SITES
+    sites: tuple[Component, ...] = SITES
     noise: float = 3.0
     samples: int = 10
     window: int | None = None
@@ -84,7 +85,7 @@ class TraceSettings:
         if self.samples > _MOST_SAMPLES:
             raise SettingsError(f"samples={self.samples}; draw at most {_MOST_SAMPLES:,} samples of noise (10 are published)")
 
-    def layers(self, site: Site, layer: int, depth: int) -> range:
+    def layers(self, site: Component, layer: int, depth: int) -> range:
         """The layers whose `site` is restored at `layer`: itself, or the window l - w // 2 .. l + ceil(w / 2) - 1 around it."""
         if site == "layer":
             return range(layer, layer + 1)
@@ -130,9 +131,9 @@ class FactTrace:
     subject: range
     clean: float
     corrupted: float
-    restored: Mapping[Site, np.ndarray]
+    restored: Mapping[Component, np.ndarray]
 
-    def effects(self, site: Site) -> np.ndarray:
+    def effects(self, site: Component) -> np.ndarray:
         """Indirect effects p*(i, l) - p* at a site, (T, L)."""
         return self.restored[site] - self.corrupted
 
@@ -150,7 +151,7 @@ class FactTrace:
         }
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], restored: Mapping[Site, np.ndarray]) -> FactTrace:
+    def of(cls, record: Mapping[str, Any], restored: Mapping[Component, np.ndarray]) -> FactTrace:
         """The fact of :meth:`as_dict`, with its tensors."""
         return cls(
             id=record["id"],
@@ -183,7 +184,7 @@ def trace_fact(
     **Cost**: per site S T runs from each of the L layers upwards, over the tokens from the subject on.
     """
     depth, length, first = model.structure.depth, len(question.ids), question.subject.start
-    starts: dict[int, list[tuple[Site, int]]] = {}
+    starts: dict[int, list[tuple[Component, int]]] = {}
     for site in settings.sites:
         for layer in range(depth):
             # The last layer whose output the restoration leaves as it is in the corrupted run, or replaces.
@@ -227,14 +228,14 @@ class _Clean:
     """The clean run: the object's probability, and what stands at every site of every layer, (T, D)."""
 
     def __init__(self, model: EditableModel, question: Question, settings: TraceSettings) -> None:
-        self.states: dict[tuple[Site, int], Tensor] = {}
+        self.states: dict[tuple[Component, int], Tensor] = {}
         with contextlib.ExitStack() as stack:
             for site in settings.sites:
                 for layer in range(model.structure.depth):
                     stack.enter_context(model.hooked(layer, site, partial(self._keep, (site, layer))))
             self.probability = float(_probabilities(model, (Row(question.ids),), question.answer)[0])
 
-    def _keep(self, place: tuple[Site, int], hidden_BTD: Tensor) -> None:
+    def _keep(self, place: tuple[Component, int], hidden_BTD: Tensor) -> None:
         self.states[place] = hidden_BTD[0]
 
 
@@ -243,7 +244,7 @@ def _restore(
     run: SuffixBatch,
     noise_SUD: Tensor,
     clean: _Clean,
-    site: Site,
+    site: Component,
     layers: range,
     tokens: Sequence[int],
     question: Question,

@@ -30,7 +30,7 @@ from bluedit.errors import DamagedFileError, DatasetError, FactError, InputError
 from bluedit.evaluation.intervals import Estimate, bootstrap
 from bluedit.evaluation.scoring import answer_queries
 from bluedit.models import EditableModel
-from bluedit.models.editable import Site
+from bluedit.models.editable import Component
 from bluedit.storage.documents import parse_document, read_document, write_document
 from bluedit.storage.files import OutputKind, atomic_file, cache_folder, contents, remove_output, writable_target
 from bluedit.storage.hashes import seal
@@ -99,7 +99,7 @@ class Trace:
     unknown: tuple[str, ...] = ()
     refused: Mapping[str, str]
 
-    def effects(self, site: Site, group: str = LAST_SUBJECT) -> np.ndarray:
+    def effects(self, site: Component, group: str = LAST_SUBJECT) -> np.ndarray:
         """Indirect effects of the facts that have tokens in the group, means over those, (N, L)."""
         if site not in self.settings.sites:
             raise SettingsError(f"site {site!r} was not traced; there is {', '.join(self.settings.sites)}")
@@ -110,7 +110,7 @@ class Trace:
         ]
         return np.array(rows).reshape(-1, self.depth)
 
-    def average(self, site: Site, group: str = LAST_SUBJECT) -> tuple[Estimate, ...]:
+    def average(self, site: Component, group: str = LAST_SUBJECT) -> tuple[Estimate, ...]:
         """The average indirect effect at each layer, in percentage points, with its 95 % bootstrap interval over facts.
 
         Empty where no fact has a token in the group.
@@ -122,7 +122,7 @@ class Trace:
             bootstrap(len(column), lambda chosen, column=column: float(column[chosen].mean())) for column in effects_NL.T
         )
 
-    def heat_map(self, site: Site) -> np.ndarray:
+    def heat_map(self, site: Component) -> np.ndarray:
         """Average indirect effects by group and layer, (groups, L), as probabilities; nan for groups without tokens."""
         return np.array([e.mean(0) if len(e := self.effects(site, group)) else np.full(self.depth, np.nan) for group in GROUPS])
 

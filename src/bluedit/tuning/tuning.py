@@ -27,6 +27,7 @@ from typing import Any, Unpack
 
 from bluedit.datasets.cases import Case
 from bluedit.editing import EditOptions, Metrics, Plan, plan_edit, run_plan
+from bluedit.editors.closed_form.optimizer import Values, optimise_values
 from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
 from bluedit.evaluation.scoring import Scores, answer_queries, compare, tally
 from bluedit.methods import Method, Settings
@@ -39,7 +40,6 @@ from bluedit.storage.locks import claimed
 from bluedit.tuning.file import TUNING, Check, Trial, Tuning, read_tuning
 from bluedit.tuning.held_out import HeldOut, Material, hold_out
 from bluedit.tuning.search import Axis, Point, compass
-from bluedit.values import Values, optimise_values
 
 __all__ = ["tune"]
 
@@ -331,7 +331,7 @@ class _Search:
         """The first layer's values, which lambda does not touch: optimised once for all trials that share the rest."""
         if plan.method.fine_tuning or not plan.steps:
             return {}
-        layer, method = plan.steps[0].aim, plan.method
+        layer, method = plan.steps[0].target_layer, plan.method
         settings = plan.settings.as_dict()
         key = (plan.facts, tuple(settings[name] for name in method.objective.uses))
         if key not in self.values:

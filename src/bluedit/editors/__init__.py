@@ -1,0 +1,1 @@
+"""Editors: what turns facts into an edit of a model."""

@@ -1,0 +1,52 @@
+"""RECT: only the entries that change most, relative to the weight they change, are kept (Gu et al. 2024, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from bluedit.edits.changes import Change, Dense, LowRank, Masked
+from bluedit.precision import upcast
+
+if TYPE_CHECKING:
+    from bluedit.methods import Settings
+
+__all__ = ["RELATIVE_CHANGE", "RelativeChange"]
+
+_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class RelativeChange:
+    """Keeps the `rect_keep` share of entries of D with the largest |D / (W + 1e-8)| and zeroes the rest, batch by batch."""
+
+    when: Literal["batch", "sequence"] = "batch"
+    uses = ("rect_keep",)
+
+    def constrain(self, change: Change, weight_DF: Tensor, settings: Settings) -> Change:
+        """The change with the rest of its entries zeroed: a low-rank one becomes a mask over its factors. O(D F)."""
+        change_DF = change.dense()
+        mask_DF = largest_entries((change_DF / (upcast(weight_DF).to(change_DF) + _EPSILON)).abs_(), settings.rect_keep)
+        if isinstance(change, LowRank):
+            return Masked.of(change, mask_DF)
+        return Dense(torch.where(mask_DF, change_DF, 0))
+
+
+def largest_entries(sizes_DF: Tensor, share: float) -> Tensor:
+    """A mask of the `share` of entries that are largest; where entries tie at the limit, those of the lowest index."""
+    count = int(share * sizes_DF.numel())
+    mask_DF = torch.zeros(sizes_DF.numel(), dtype=torch.bool, device=sizes_DF.device)
+    if not count:
+        return mask_DF.view_as(sizes_DF)
+    flat = sizes_DF.flatten()
+    limit = flat.kthvalue(flat.numel() - count + 1).values
+    mask_DF[flat > limit] = True
+    at_limit = (flat == limit).nonzero().squeeze(1)
+    mask_DF[at_limit[: count - int(mask_DF.sum())]] = True
+    return mask_DF.view_as(sizes_DF)
+
+
+RELATIVE_CHANGE = RelativeChange()

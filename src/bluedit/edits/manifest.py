@@ -1,0 +1,86 @@
+"""What a patch says of itself: the facts, the weights, how it was made. The JSON file beside its tensors."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bluedit.models.inputs.chat import Chat
+
+__all__ = ["FORMAT_VERSION", "FactRecord", "Manifest", "OptimisationRecord", "WeightRecord"]
+
+FORMAT_VERSION = 2
+"""Version 2 has hashes of all tensors, and one of the manifest."""
+
+
+class FactRecord(BaseModel):
+    """One edited fact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    prompt: str
+    subject: str
+    target: str
+    relation: str | None = None
+
+
+class WeightRecord(BaseModel):
+    """One changed weight: its layer, the hash of what it was, and how large the change is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: int
+    before: str
+    norm: float
+    relative_norm: float
+    condition: float | None = None
+    """Condition number of the prior metric, where it has one."""
+    null_space_rank: int | None = None
+    """How many directions of the keys' null space the change could use (AlphaEdit)."""
+    rounding: float | None = None
+    """||rounded(W + D) - W - D|| / ||D||: what a half-precision weight loses of the change; None in wider weights, and for sums
+    of patches."""
+
+
+class OptimisationRecord(BaseModel):
+    """What value optimisation did at one layer, fact by fact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: int
+    evaluations: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
+class Manifest(BaseModel):
+    """Everything about a patch but its tensors; the JSON file beside them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: str = "bluedit-patch"
+    format_version: int = FORMAT_VERSION
+    model: str
+    """Name or folder the model was loaded from; information only."""
+    configuration: str
+    """Hash of the model's configuration."""
+    method: str
+    strategy: str
+    layers: tuple[int, ...]
+    """The critical layers that were asked for; `weights` are those that changed."""
+    settings: dict[str, Any]
+    templates: tuple[str, ...]
+    chat: Chat | None = None
+    """The chat template around every prompt; None for plain prompts."""
+    seed: int
+    corpus: str | None = None
+    facts: tuple[FactRecord, ...]
+    batches: tuple[int, ...] = ()
+    """How many facts each batch held, in a patch that stands for a sequence."""
+    columns: Literal["facts", "directions"] = "facts"
+    """What a column of low-rank factors belongs to; a constraint on the whole change leaves singular directions."""
+    weights: dict[str, WeightRecord]
+    optimisation: tuple[OptimisationRecord, ...] = ()
+    seconds: float = 0.0
+    versions: dict[str, str] = {}

@@ -1,0 +1,60 @@
+"""One patch for a sequence of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bluedit.edits.changes import Change, total
+from bluedit.edits.manifest import OptimisationRecord, WeightRecord
+from bluedit.edits.patch import Patch
+from bluedit.errors import PatchError
+
+__all__ = ["merge"]
+
+
+def merge(patches: Sequence[Patch]) -> Patch:
+    """One patch that does what these do, applied one after the other; all of one sequence on one model.
+
+    Low-rank changes are put side by side, so column n is still fact n's. Hashes are those that the first patch of each
+    weight found.
+
+    **Raises** :class:`~bluedit.errors.PatchError` when there are none, or they were made with different methods or settings.
+    """
+    if not patches:
+        raise PatchError("there is no patch to merge; apply a batch first")
+    manifests = [patch.manifest for patch in patches]
+    first = manifests[0]
+    same = ("configuration", "method", "strategy", "layers", "settings", "templates", "chat", "corpus")
+    if differing := [name for name in same if any(getattr(one, name) != getattr(first, name) for one in manifests)]:
+        raise PatchError(f"patches with different {differing[0]} are not one sequence; apply them one after the other instead")
+    changes: dict[str, Change] = {}
+    weights: dict[str, WeightRecord] = {}
+    for name in dict.fromkeys(name for patch in patches for name in patch.changes):
+        # A batch without facts changes nothing; all others of a sequence change the same weights.
+        changes[name] = total([patch.changes[name] for patch in patches if name in patch.changes])
+        record = next(one.weights[name] for one in manifests if name in one.weights)
+        norm = changes[name].norm()
+        sizes = [one.weights[name] for one in manifests if name in one.weights and one.weights[name].relative_norm]
+        relative = norm * sizes[0].relative_norm / sizes[0].norm if sizes else 0.0
+        weights[name] = record.model_copy(update={"norm": norm, "relative_norm": relative, "rounding": None})
+    by_layer: dict[int, list[OptimisationRecord]] = {}
+    for record in (record for one in manifests for record in one.optimisation):
+        by_layer.setdefault(record.layer, []).append(record)
+    optimisation = tuple(
+        OptimisationRecord(
+            layer=layer,
+            evaluations=tuple(count for record in records for count in record.evaluations),
+            losses=tuple(loss for record in records for loss in record.losses),
+        )
+        for layer, records in by_layer.items()
+    )
+    update: dict[str, Any] = {
+        "facts": tuple(fact for one in manifests for fact in one.facts),
+        "columns": "facts" if all(one.columns == "facts" for one in manifests) else "directions",
+        "batches": tuple(count for one in manifests for count in one.batches or (len(one.facts),)),
+        "weights": weights,
+        "optimisation": optimisation,
+        "seconds": round(sum(one.seconds for one in manifests), 3),
+    }
+    return Patch(changes, first.model_copy(update=update))

@@ -1,0 +1,1 @@
+"""How much fits: budgets of tokens, estimates, the machine."""
