@@ -24,7 +24,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bluedit.editing import EditOptions, Facts, Metrics, Plan, Progress, plan_edit, restrain_sequence, run_batch, silent
+from bluedit.editing import (
+    EditOptions,
+    Facts,
+    Metrics,
+    Plan,
+    Progress,
+    ValueStore,
+    plan_edit,
+    restrain_sequence,
+    run_batch,
+    silent,
+)
 from bluedit.errors import InputError, SessionError
 from bluedit.facts import Fact, OnConflict
 from bluedit.methods import Method
@@ -98,6 +109,8 @@ class Session:
         self._folders: dict[Path, SavedFolder] = {}
         self._id = uuid.uuid4().hex
         self._hashes: dict[tuple[str, ...], str] = {}
+        self.values: ValueStore | None = None
+        """Values that are shared with other sessions on this model, see :mod:`bluedit.experiments.sharing`."""
 
     @classmethod
     def following(cls, model: EditableModel, plan: Plan) -> Session:
@@ -149,7 +162,7 @@ class Session:
                 f"the sequence is finished: {self.plan.method.name} acted on its whole change; reopen() it to go on"
             )
         plan = self.plan.with_facts(self.model, facts, start=len(self.facts), on_conflict=on_conflict)
-        patch, keys = run_batch(self.model, plan, self._metrics, progress)
+        patch, keys = run_batch(self.model, plan, self._metrics, progress, store=self.values)
         patch.apply(self.model, check=False)
         try:
             self._metrics.absorb(keys)
