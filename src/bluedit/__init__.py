@@ -150,7 +150,7 @@ _HOMES = {
     "bluedit.edits": ("Patch",),
     "bluedit.editors.closed_form.constraints": ("PRUNING", "RELATIVE_CHANGE"),
     "bluedit.sessions": ("Session",),
-    "bluedit.solvers": ("NULL_SPACE", "SECOND_MOMENT"),
+    "bluedit.editors.closed_form.priors": ("NULL_SPACE", "SECOND_MOMENT"),
     "bluedit.statistics": ("Statistics", "read_corpus"),
     "bluedit.strategies": (
         "BOUNDARY",
