@@ -1,7 +1,7 @@
 """Where to start value optimisation: at 0, or where a ridge regression on facts already optimised says. `--help` for sizes.
 
 First, the mean loss of facts after so many evaluations, from either start, and after how many the warm start is where the cold
-one ends; the regression is fitted on other facts. Then the scores of an edit of all facts from 0, of edits with `v_warm_after`,
+one ends; the regression is fitted on other facts. Then the scores of an edit of all facts from 0, of edits with `warm_start_after`,
 and of one that simply stops earlier, with the evaluations they took.
 """
 
@@ -45,7 +45,7 @@ def edited(model: EditableModel, count: int) -> dict[str, Any]:
     cases = read_dataset("world:counterfact:0:3", count)
     first: Scores | None = None
     rows: list[dict[str, Any]] = []
-    for settings in ({}, {"v_warm_after": 64}, {"v_warm_after": 128}, {"v_num_grad_steps": 17}):
+    for settings in ({}, {"warm_start_after": 64}, {"warm_start_after": 128}, {"v_num_grad_steps": 17}):
         patch = edit(model, [case.fact for case in cases], settings=settings)
         with patch.applied(model):
             scores = score_cases(model, cases)

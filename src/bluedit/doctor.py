@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from bluedit.editors.base import Editor
 from bluedit.editors.presets import Preset, find_preset
+from bluedit.editors.settings import Settings
 from bluedit.errors import ModelError, SettingsError, first_line
-from bluedit.methods import Method, Settings
 from bluedit.models.configuration import read_configuration
 from bluedit.models.editable import context_length, takes_positions
 from bluedit.models.getting import origin_of
@@ -77,7 +78,7 @@ class Examination:
 
 def examine(
     name: str,
-    method: Method,
+    method: Editor,
     *,
     layers: Sequence[int] | None = None,
     device: str | None = None,
@@ -105,10 +106,10 @@ def examine(
         known = find_preset(config)
         critical, check = _check_layers(known, method, structure, layers)
         checks.append(check)
-        if not method.fine_tuning:
-            checks.append(_check_corpus(known))
         weight_type = chosen if isinstance(chosen, torch.dtype) else found.stored
         settings = method.override(known.settings_for(method.name, method.strategy.name) if known else {})
+        if method.needs(settings).second_moments:
+            checks.append(_check_corpus(known))
         checks.append(_check_settings(known, method, settings))
         plan = plan_for(network, structure, method, critical, settings, weight_type)
         checks.append(_check_memory(plan, method, critical, settings, target, weight_type))
@@ -376,7 +377,7 @@ def _check_architecture(
 
 
 def _check_layers(
-    known: Preset | None, method: Method, structure: Structure, layers: Sequence[int] | None
+    known: Preset | None, method: Editor, structure: Structure, layers: Sequence[int] | None
 ) -> tuple[tuple[int, ...], Check]:
     """The critical layers, and where they are from; where none are known, some to make the plans for."""
     single = method.strategy == SINGLE
@@ -410,7 +411,7 @@ def _check_corpus(known: Preset | None) -> Check:
     return Check("corpus", "warning", message, {"corpus": None})
 
 
-def _check_settings(known: Preset | None, method: Method, settings: Settings) -> Check:
+def _check_settings(known: Preset | None, method: Editor, settings: Settings) -> Check:
     values = settings.as_dict()
     used = {name: values[name] for name in method.uses}
     if known:
@@ -425,27 +426,28 @@ def _listed(layers: Sequence[int]) -> str:
     return ", ".join(map(str, layers))
 
 
-def _edited(method: Method, critical: Sequence[int]) -> tuple[int, ...]:
+def _edited(method: Editor, critical: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(step.layer for step in method.strategy.steps(critical)))
 
 
-def _aims(method: Method, critical: Sequence[int]) -> tuple[int, ...]:
+def _aims(method: Editor, critical: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(step.target_layer for step in method.strategy.steps(critical)))
 
 
 def plan_for(
-    network: nn.Module, structure: Structure, method: Method, critical: Sequence[int], settings: Settings, dtype: torch.dtype
+    network: nn.Module, structure: Structure, method: Editor, critical: Sequence[int], settings: Settings, dtype: torch.dtype
 ) -> MemoryPlan:
     """The memory that an edit takes; see :func:`~bluedit.models.memory.estimate.plan_memory`."""
+    needs = method.needs(settings)
     return plan_memory(
         structure,
         sum(parameter.numel() for parameter in network.parameters()),
         layers=_edited(method, critical),
         lowest_aim=min(_aims(method, critical)),
         weight_bytes=dtype.itemsize,
-        metric_bytes=getattr(torch, settings.metric_dtype).itemsize,
-        caches_keys=method.caches_keys,
-        trains=method.fine_tuning is not None,
+        metric_bytes=needs.metric_bytes,
+        caches_keys=needs.keeps_initial,
+        trains=needs.trains,
     )
 
 
@@ -461,7 +463,7 @@ def plan_line(plan: MemoryPlan, device: torch.device) -> str:
 
 
 def _check_memory(
-    plan: MemoryPlan, method: Method, critical: Sequence[int], settings: Settings, device: torch.device, dtype: torch.dtype
+    plan: MemoryPlan, method: Editor, critical: Sequence[int], settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> Check:
     gpu = device.type == "cuda"
     memory, main = memory_of(device), memory_of(torch.device("cpu"))
@@ -489,7 +491,7 @@ def _check_memory(
     helps: list[str] = []
     if dtype.itemsize > 2:
         helps.append("--dtype bfloat16")
-    if plan.metrics and settings.metric_dtype == "float64":
+    if plan.metrics and method.needs(settings).metric_bytes > 4:
         helps.append("--set metric_dtype=float32")
     if len(_edited(method, critical)) > 1:
         helps.append("fewer layers")
@@ -520,7 +522,7 @@ class _Place:
 def _estimate_time(
     network: nn.Module,
     structure: Structure,
-    method: Method,
+    method: Editor,
     critical: Sequence[int],
     settings: Settings,
     device: torch.device,
@@ -529,17 +531,15 @@ def _estimate_time(
     layer = network.get_submodule(structure.layer_path(critical[0]))
     head: Any = network.get_output_embeddings()  # type: ignore[operator]
     speed = product_speed(device, dtype)
-    if method.fine_tuning:
-        # Training runs the layers above forward and back, and the weight's own gradient beside.
-        aims, evaluations = critical, settings.ft_num_steps
-    else:
-        aims, evaluations = _aims(method, critical), settings.v_num_grad_steps
+    needs = method.needs(settings)
+    # Training runs the layers above forward and back, and the weight's own gradient beside.
+    aims = tuple(critical) if needs.trains else _aims(method, critical)
     flops = value_flops(
         structure,
         layer_weights=sum(parameter.numel() for parameter in layer.parameters() if parameter.ndim == 2),
         vocabulary=head.weight.shape[0],
         aims=aims,
-        evaluations=evaluations,
+        evaluations=needs.evaluations,
     )
     seconds = flops / (_EFFICIENCY * speed)
     details: dict[str, Any] = {
@@ -549,7 +549,7 @@ def _estimate_time(
         f"roughly {_duration(seconds)} a fact: {flops:.2g} FLOPs at {_EFFICIENCY:.0%} of the {speed:.2g} FLOP/s of a matrix "
         "product here"
     )
-    if not method.fine_tuning:
+    if needs.second_moments:
         # A Cholesky factor, and the inverse from it: F^3 multiplications and additions.
         count = len(_edited(method, critical))
         wide = product_speed(torch.device("cpu"), torch.float64)

@@ -20,6 +20,7 @@ __all__ = [
     "BOUNDARY",
     "EACH_LAYER",
     "EVEN",
+    "NO_LAYERS",
     "SINGLE",
     "SQUARE_ROOT",
     "STRATEGIES",
@@ -59,9 +60,9 @@ class Strategy:
         **Raises** :class:`~bluedit.errors.SettingsError` when there is no layer.
         """
         critical = tuple(sorted(set(layers)))
-        if not critical:
+        if not critical and self.fixed_layers != ():
             raise SettingsError("no critical layers given; name at least one")
-        if critical[0] < 0:
+        if critical and critical[0] < 0:
             raise SettingsError(f"layers are counted from 0; got {critical[0]}")
         return self.rule(critical)
 
@@ -106,6 +107,9 @@ def _only(layers: tuple[int, ...]) -> tuple[Step, ...]:
 
 SINGLE = Strategy("single", _only, one_layer=True)
 """The one critical layer closes its own gap (ROME, and fine-tuning of one weight)."""
+
+NO_LAYERS = Strategy("none", lambda _: (), fixed_layers=())
+"""For editors that change no layer's weight."""
 
 STRATEGIES: dict[str, Strategy] = {known.name: known for known in (EVEN, SQUARE_ROOT, BOUNDARY, EACH_LAYER)}
 """The strategies over any number of layers, by name. :func:`find_strategy` takes `single` and `single:LAYER` as well."""

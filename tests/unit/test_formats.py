@@ -23,7 +23,7 @@ from bluedit.models import EditableModel, load_model
 from bluedit.sessions import Session, describe_session
 from bluedit.statistics import SharedStatistics, Statistics, read_corpus
 from bluedit.storage.files import writable_target
-from bluedit.tracing.layer_cache import Choice
+from bluedit.editors.layer_cache import Choice
 from bluedit.tracing.trace import Trace
 from bluedit.tuning import read_tuning
 

@@ -68,7 +68,7 @@ VALUE = (
     "clamp_norm_factor",
     "early_stop_loss",
     "v_autocast",
-    "v_warm_after",
+    "warm_start_after",
 )
 MOMENT = ("shrinkage", "metric_dtype")
 TUNING = ("ft_lr", "ft_num_steps", "ft_early_stop_loss", "norm_constraint")
@@ -135,7 +135,7 @@ def test_defaults_are_the_common_published_settings() -> None:
     assert Settings().as_dict() == {
         "lambda": 15000.0, "shrinkage": 0.0, "L2": 10.0, "nullspace_threshold": 2e-2, "nullspace_scale": "absolute",
         "metric_dtype": "float64", "v_lr": 0.1, "v_num_grad_steps": 25, "v_weight_decay": 0.5, "kl_factor": 0.0625,
-        "clamp_norm_factor": 0.75, "early_stop_loss": 0.05, "v_autocast": "off", "v_warm_after": 0,
+        "clamp_norm_factor": 0.75, "early_stop_loss": 0.05, "v_autocast": "off", "warm_start_after": 0,
         "rect_keep": 0.4, "prune_base": math.e,
         "ft_lr": 5e-4, "ft_num_steps": 25, "ft_early_stop_loss": 1e-2, "norm_constraint": 5e-4,
     }  # fmt: skip
@@ -151,7 +151,7 @@ def test_settings_of_every_name_are_explained() -> None:
 VALUES = {
     "lambda": 5.0, "shrinkage": 0.25, "L2": 3.0, "nullspace_threshold": 0.5, "nullspace_scale": "relative",
     "metric_dtype": "float32", "v_lr": 0.7, "v_num_grad_steps": 3, "v_weight_decay": 0.0, "kl_factor": 0.0,
-    "clamp_norm_factor": 2.0, "early_stop_loss": 0.0, "v_autocast": "bfloat16", "v_warm_after": 64,
+    "clamp_norm_factor": 2.0, "early_stop_loss": 0.0, "v_autocast": "bfloat16", "warm_start_after": 64,
     "rect_keep": 0.9, "prune_base": 1.2,
     "ft_lr": 1e-3, "ft_num_steps": 2, "ft_early_stop_loss": 0.0, "norm_constraint": 1e-5,
 }  # fmt: skip

@@ -23,7 +23,7 @@ from bluedit.editors.closed_form.constraints import PRUNING
 from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.editors.closed_form.keys import fact_keys
 from bluedit.edits import LowRank, Patch, applied_patches
-from bluedit.edits.patch import revert
+from bluedit.edits.base import revert
 from bluedit.errors import BlueditError, FactError, InputError, NumericsError, PatchError, SessionError, SettingsError
 from bluedit.facts import Fact, check_facts
 from bluedit.methods import ALPHAEDIT, MEMIT, MEMIT_SEQ, METHODS, PRUNE, RECT, Method, blue

@@ -55,7 +55,7 @@ def test_it_is_made_of_plain_optimisations(
     tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], objective: Objective
 ) -> None:
     facts, count = world_facts[:6], 4
-    warm = optimise_values(tiny_gpt2, facts, 1, TEMPLATES, SETTINGS.override({"v_warm_after": count}), objective)
+    warm = optimise_values(tiny_gpt2, facts, 1, TEMPLATES, SETTINGS.override({"warm_start_after": count}), objective)
     first = spread(count, len(facts))
     rest = [place for place in range(len(facts)) if place not in first]
     seen, new = [facts[place] for place in first], [facts[place] for place in rest]
@@ -76,12 +76,12 @@ def test_it_is_made_of_plain_optimisations(
 def test_few_facts_are_all_optimised_from_zero(tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], count: int) -> None:
     facts = world_facts[:3]
     plain = optimise_values(tiny_gpt2, facts, 1, TEMPLATES, SETTINGS)
-    warm = optimise_values(tiny_gpt2, facts, 1, TEMPLATES, SETTINGS.override({"v_warm_after": count}))
+    warm = optimise_values(tiny_gpt2, facts, 1, TEMPLATES, SETTINGS.override({"warm_start_after": count}))
     assert warm.targets_DN.equal(plain.targets_DN)
     assert warm.evaluations == plain.evaluations
 
 
 def test_progress_counts_every_fact_once(tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...]) -> None:
     done: list[int] = []
-    optimise_values(tiny_gpt2, world_facts[:5], 1, TEMPLATES, SETTINGS.override({"v_warm_after": 2}), progress=done.append)
+    optimise_values(tiny_gpt2, world_facts[:5], 1, TEMPLATES, SETTINGS.override({"warm_start_after": 2}), progress=done.append)
     assert sum(done) == 5

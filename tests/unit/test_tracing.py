@@ -26,7 +26,7 @@ from bluedit.tracing import restoring
 from bluedit.tracing import trace as tracing
 from bluedit.tracing.choice import choose, choose_layers, layers_by_tracing
 from bluedit.tracing.figures import fact_figure, save_figures
-from bluedit.tracing.layer_cache import Choice, recall, remember
+from bluedit.editors.layer_cache import Choice, recall, remember
 from bluedit.tracing.restoring import FactTrace, Question, TraceSettings, subject_noise, trace_fact
 from bluedit.tracing.trace import GROUPS, LAST_SUBJECT, Trace, groups, trace_cases
 

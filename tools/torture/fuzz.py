@@ -209,7 +209,7 @@ def _load_trace(folder: Path) -> Any:
 def _load_checkpoint(folder: Path) -> Any:
     from bluedit.edits import applied_patches
     from bluedit.edits.checkpoint import read_ledger
-    from bluedit.edits.patch import original_weights
+    from bluedit.edits.base import original_weights
     from bluedit.models import load_model
 
     editable = load_model(str(folder), dtype="auto")
@@ -224,7 +224,7 @@ def _load_checkpoint(folder: Path) -> Any:
 
 
 def _load_choice(cache: Path, work: Workspace) -> Any:
-    from bluedit.tracing.layer_cache import recall
+    from bluedit.editors.layer_cache import recall
 
     os.environ["BLUEDIT_CACHE"] = str(cache)
     return recall(work.editable).as_dict()

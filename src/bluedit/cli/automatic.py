@@ -9,7 +9,7 @@ from bluedit.errors import SettingsError
 if TYPE_CHECKING:
     from bluedit.cli.console import Bars
     from bluedit.datasets import Case
-    from bluedit.methods import Method
+    from bluedit.editors.base import Editor
     from bluedit.models import EditableModel
 
 __all__ = ["traced_layers"]
@@ -19,7 +19,7 @@ _EMBEDDED_FACTS = ("world:counterfact:0:2", 60)
 
 
 def traced_layers(
-    editable: EditableModel, name: str, method: Method, traced: list[Case] | None, seed: int, bars: Bars
+    editable: EditableModel, name: str, method: Editor, traced: list[Case] | None, seed: int, bars: Bars
 ) -> tuple[int, ...]:
     """The layers for a method that a trace of `traced` shows, or else the kept trace of this model; said.
 
@@ -27,8 +27,8 @@ def traced_layers(
     """
     from bluedit.cli import console
     from bluedit.datasets import read_dataset
+    from bluedit.editors.layer_cache import recall
     from bluedit.tracing.choice import layers_by_tracing
-    from bluedit.tracing.layer_cache import recall
     from bluedit.zoo import EMBEDDED
 
     choice = None

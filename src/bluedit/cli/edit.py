@@ -36,8 +36,8 @@ from bluedit.cli.options import (
 from bluedit.errors import SettingsError
 
 if TYPE_CHECKING:
-    from bluedit.editing import Plan
-    from bluedit.edits import Patch
+    from bluedit.editing import Setup
+    from bluedit.edits import Edit
     from bluedit.models import EditableModel
 
 __all__ = ["edit"]
@@ -113,8 +113,8 @@ def edit(
     from contextlib import nullcontext
 
     from bluedit.cli.automatic import traced_layers
-    from bluedit.editing import plan_edit
-    from bluedit.edits.patch import PATCH
+    from bluedit.editing import prepare
+    from bluedit.edits.base import PATCH
     from bluedit.models import load_model
     from bluedit.sessions import edit_in_sequence
     from bluedit.statistics import Statistics, read_corpus
@@ -134,12 +134,12 @@ def edit(
             overrides = tuned.settings_for(editable, chosen) | overrides
             critical = critical or tuned.layers
         bars("preparing the edit", 0, None)
-        plan = plan_edit(
-            editable, (), method=chosen, layers=critical, settings=overrides, corpus=source, templates=contexts, seed=seed,
+        setup = prepare(
+            editable, method=chosen, layers=critical, settings=overrides, corpus=source, templates=contexts, seed=seed,
             on_conflict=conflict,
         )  # fmt: skip
-        _say_memory(editable, plan)
-        patch = edit_in_sequence(editable, plan, checked, batch_size or max(1, len(checked)), session, bars)
+        _say_memory(editable, setup)
+        patch = edit_in_sequence(editable, setup, checked, batch_size or max(1, len(checked)), session, bars)
         patch.save(out, replace=force)
     if as_json:
         console.emit({"patch": str(out), **_document(patch)})
@@ -150,17 +150,17 @@ def edit(
         console.say(f"written to {out}; apply it with: bluedit patch apply {out} --model {model} --out FOLDER")
 
 
-def _say_memory(editable: EditableModel, plan: Plan) -> None:
+def _say_memory(editable: EditableModel, setup: Setup) -> None:
     """For models whose memory is a question: what the edit will take, before it takes it."""
     from bluedit.cli import console
     from bluedit.doctor import plan_for, plan_line
 
-    expected = plan_for(editable.model, editable.structure, plan.method, plan.layers, plan.settings, editable.dtype)
+    expected = plan_for(editable.model, editable.structure, setup.method, setup.layers, setup.settings, editable.dtype)
     if expected.weights > _LARGE:
         console.say(plan_line(expected, editable.device))
 
 
-def _document(patch: Patch) -> dict[str, Any]:
+def _document(patch: Edit) -> dict[str, Any]:
     """What `--json` prints of a patch."""
     manifest = patch.manifest
     ids = [fact.id for fact in manifest.facts]

@@ -82,7 +82,7 @@ def methods(quiet: Quiet = False, as_json: AsJson = False) -> None:
             "name": method.name,
             "summary": method.summary,
             "strategy": method.strategy.name,
-            "caches_keys": method.caches_keys,
+            "caches_keys": getattr(method, "caches_keys", False),
             "largest_batch": method.largest_batch,
             "settings": {name: value for name, value in method.settings.as_dict().items() if name in method.uses},
             "reference": method.reference,

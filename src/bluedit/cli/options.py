@@ -10,7 +10,7 @@ import typer
 from bluedit.errors import SettingsError, excerpt
 
 if TYPE_CHECKING:
-    from bluedit.methods import Method
+    from bluedit.editors.base import Editor
 
 __all__ = [
     "AsJson",
@@ -140,7 +140,7 @@ def parse_assignments(values: list[str]) -> dict[str, Any]:
     return assignments
 
 
-def read_method(name: str, strategy: str | None) -> Method:
+def read_method(name: str, strategy: str | None) -> Editor:
     """The method that is edited with: BLUE's strategy where none is named, but for methods that edit one layer."""
     from bluedit.methods import find_method
     from bluedit.strategies import find_strategy

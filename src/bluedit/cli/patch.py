@@ -10,7 +10,7 @@ import typer
 from bluedit.cli.options import AsJson, Device, Force, Model, ModuleMap, Quiet, TrustRemoteCode
 
 if TYPE_CHECKING:
-    from bluedit.edits import Patch
+    from bluedit.edits import Edit
 
 __all__ = ["app", "describe"]
 
@@ -26,9 +26,9 @@ def show(patch: PatchPath, quiet: Quiet = False, as_json: AsJson = False) -> Non
     from bluedit.cli import console
 
     console.load()
-    from bluedit.edits import Patch
+    from bluedit.edits import load_edit
 
-    loaded = Patch.load(patch)
+    loaded = load_edit(patch)
     if as_json:
         console.emit({"patch": str(patch), **loaded.summary()})
     else:
@@ -57,13 +57,13 @@ def apply(
     from bluedit.cli import console
 
     console.load()
-    from bluedit.edits import Patch
+    from bluedit.edits import load_edit
     from bluedit.edits.checkpoint import other_weights, read_ledger, save_checkpoint
     from bluedit.models import load_model
     from bluedit.models.loading import model_folder
     from bluedit.storage.locks import claimed
 
-    loaded = Patch.load(patch)
+    loaded = load_edit(patch)
     check_output(out, model, force)
     with claimed(out), console.bars(f"loading {model}") as bars:
         editable = load_model(
@@ -107,14 +107,14 @@ def revert(
     from bluedit.cli import console
 
     console.load()
-    from bluedit.edits import Patch, applied_patches
+    from bluedit.edits import applied_patches, load_edit
     from bluedit.edits.checkpoint import read_ledger, save_checkpoint
     from bluedit.errors import PatchError
     from bluedit.models import load_model
     from bluedit.models.loading import model_folder
     from bluedit.storage.locks import claimed
 
-    chosen = Patch.load(patch) if patch else None
+    chosen = load_edit(patch) if patch else None
     check_output(out, model, force)
     with claimed(out), console.bars(f"loading {model}") as bars:
         editable = load_model(model, device=device, dtype="auto", module_map=module_map, trust_remote_code=trust_remote_code)
@@ -158,7 +158,7 @@ def _report(as_json: bool, document: dict[str, Any], text: str) -> None:
         console.say(text)
 
 
-def describe(patch: Patch) -> Any:
+def describe(patch: Edit) -> Any:
     """A patch for people: one line of what it is, its weights, its first facts."""
     from rich.console import Group
 

@@ -12,7 +12,7 @@ from bluedit.cli.options import AsJson, Chat, Device, Dtype, Force, Limit, Model
 
 if TYPE_CHECKING:
     from bluedit.cli.console import Table
-    from bluedit.tracing.layer_cache import Choice
+    from bluedit.editors.layer_cache import Choice
     from bluedit.tracing.trace import Trace
 
 __all__ = ["trace"]
@@ -74,11 +74,11 @@ def trace(
     )  # fmt: skip
     cases = read_known(facts, limit)
 
+    from bluedit.editors.layer_cache import remember
     from bluedit.errors import SettingsError
     from bluedit.models import load_model
     from bluedit.storage.files import writable_target
     from bluedit.tracing.choice import choose_layers
-    from bluedit.tracing.layer_cache import remember
     from bluedit.tracing.trace import TRACE, trace_cases
 
     if out and force and out.exists():

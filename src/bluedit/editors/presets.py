@@ -44,10 +44,10 @@ _ROME: tuple[str, ...] = ("rome", "r-rome")
 _FINE_TUNING: tuple[str, ...] = ("ft-l", "ft-m")
 
 
-def _one_layer(rome: int, fine_tuning: int | None = None) -> dict[str, int]:
+def _one_layer(rome: int, trained: int | None = None) -> dict[str, int]:
     """Layers of the methods that edit a single one; no fine-tuning was published for some models."""
     layers = dict.fromkeys(_ROME, rome)
-    return layers if fine_tuning is None else layers | dict.fromkeys(_FINE_TUNING, fine_tuning)
+    return layers if trained is None else layers | dict.fromkeys(_FINE_TUNING, trained)
 
 
 # The published settings are those of BLUE's experiments (its appendix and released configurations), of ROME and of the
@@ -58,7 +58,7 @@ PRESETS: tuple[Preset, ...] = (
         name="gpt2-mini",
         shape={"model_type": "gpt2", "num_hidden_layers": 8, "hidden_size": 256, "vocab_size": 4096},
         layers=(0, 1, 2, 3, 4, 5),
-        one_layer=_one_layer(rome=0, fine_tuning=3),
+        one_layer=_one_layer(rome=0, trained=3),
         settings={
             "": {"lambda": 300.0, "shrinkage": 0.01, "v_lr": 0.5, "clamp_norm_factor": 1.5},
             "alphaedit": {"L2": 10.0, "nullspace_threshold": 1.0, "nullspace_scale": "relative"},
@@ -88,7 +88,7 @@ PRESETS: tuple[Preset, ...] = (
         name="gpt2-xl",
         shape={"model_type": "gpt2", "num_hidden_layers": 48, "hidden_size": 1600},
         layers=(13, 14, 15, 16, 17),
-        one_layer=_one_layer(rome=17, fine_tuning=0),
+        one_layer=_one_layer(rome=17, trained=0),
         settings={
             "": {"lambda": 20000.0, "v_lr": 0.5, "v_num_grad_steps": 20},
             "alphaedit+boundary": {"L2": 80.0},
@@ -99,7 +99,7 @@ PRESETS: tuple[Preset, ...] = (
         name="gpt-j-6b",
         shape={"model_type": "gptj", "num_hidden_layers": 28, "hidden_size": 4096},
         layers=(3, 4, 5, 6, 7, 8),
-        one_layer=_one_layer(rome=5, fine_tuning=0),
+        one_layer=_one_layer(rome=5, trained=0),
         settings={
             "": {"lambda": 15000.0, "v_lr": 0.5},
             "alphaedit+boundary": {"L2": 95.0},

@@ -1,8 +1,8 @@
-"""Edits as values: low-rank algebra, the patch format, applying and reverting."""
+"""Edits as values: what can be applied to a model, taken back, saved and loaded."""
 
+from bluedit.edits.base import Edit, applied_patches, load_edit, merge
 from bluedit.edits.changes import Change, Dense, LowRank, Masked
 from bluedit.edits.manifest import Manifest
-from bluedit.edits.merge import merge
-from bluedit.edits.patch import Patch, applied_patches
+from bluedit.edits.patch import Patch
 
-__all__ = ["Change", "Dense", "LowRank", "Manifest", "Masked", "Patch", "applied_patches", "merge"]
+__all__ = ["Change", "Dense", "Edit", "LowRank", "Manifest", "Masked", "Patch", "applied_patches", "load_edit", "merge"]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bluedit.edits.patch import Patch, applied_patches, original_weights, restore_ledger
+from bluedit.edits.base import Edit, applied_patches, load_edit, original_weights, restore_ledger
 from bluedit.errors import DamagedFileError, InputError, PatchError
 from bluedit.models import EditableModel
 from bluedit.models.weight_files import StoredTensor, is_weight_file, stored_tensors
@@ -68,6 +68,11 @@ def save_checkpoint(model: EditableModel, path: str | Path, *, source: str | Pat
     lies in the source or around it.
     """
     target = writable_target(Path(path).expanduser(), replace=replace, kind=CHECKPOINT)
+    if beside := [edit for edit in applied_patches(model) if edit.facts and not edit.weights]:
+        raise PatchError(
+            f"an edit of kind {beside[0].kind!r} is applied, which changes no weights: a checkpoint cannot hold it. Keep the "
+            "edit's own file, and apply it to the model when that is loaded"
+        )
     origin = Path(source).expanduser() if source is not None else None
     if origin is not None:
         separate(target, origin, what="model")
@@ -158,7 +163,7 @@ def _write_record(model: EditableModel, folder: Path) -> None:
     write_document(record / _INDEX, document)
 
 
-def read_ledger(model: EditableModel, path: str | Path) -> tuple[Patch, ...]:
+def read_ledger(model: EditableModel, path: str | Path) -> tuple[Edit, ...]:
     """Tell a loaded model which patches its checkpoint folder holds, so that they can be reverted.
 
     Returns them, oldest first; none where the folder has no record.
@@ -183,7 +188,7 @@ def read_ledger(model: EditableModel, path: str | Path) -> tuple[Patch, ...]:
     # A name from a file is a name, not a path: it may not lead out of the folder.
     if not isinstance(names, list) or any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise PatchError(f"{ledger / _INDEX} names files outside its folder; it was not written by bluedit")
-    patches = tuple(Patch.load(ledger / name) for name in names)
+    patches = tuple(load_edit(ledger / name) for name in names)
     restore_ledger(model, patches, originals)
     return patches
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -29,6 +29,7 @@ class Recorded(Protocol):
     def changes(self) -> Mapping[str, Change]: ...
     @property
     def manifest(self) -> Manifest: ...
+    def attach(self, network: PreTrainedModel) -> Callable[[], object] | None: ...
 
 
 P = TypeVar("P", bound=Recorded)
@@ -41,6 +42,8 @@ class Ledger(Generic[P]):
     network: PreTrainedModel
     originals: dict[str, Tensor]
     patches: list[P]
+    attached: list[Callable[[], object]] = field(default_factory=list[Callable[[], object]])
+    """What takes off again what edits installed beside the weights."""
 
     @classmethod
     def of(cls, network: PreTrainedModel) -> Ledger[Any]:
@@ -56,6 +59,7 @@ class Ledger(Generic[P]):
             with torch.no_grad():
                 for name in patch.changes:
                     self._add(patch, name)
+            self._attach([patch])
         except BaseException:
             self._write(before)
             raise
@@ -75,6 +79,7 @@ class Ledger(Generic[P]):
                 for patch in patches:
                     for name in patch.changes.keys() & set(changed):
                         self._add(patch, name)
+            self._attach(patches, anew=True)
         except BaseException:
             self._write(before)
             raise
@@ -83,6 +88,23 @@ class Ledger(Generic[P]):
         self.originals = {
             name: original for name, original in originals.items() if name in still_changed and original is not None
         }
+
+    def _attach(self, patches: Sequence[P], *, anew: bool = False) -> None:
+        """Install what edits have beside changes of weights, in their order; with `anew` in place of what there is."""
+        added: list[Callable[[], object]] = []
+        try:
+            for patch in patches:
+                if (detach := patch.attach(self.network)) is not None:
+                    added.append(detach)
+        except BaseException:
+            for detach in added:
+                detach()
+            raise
+        if anew:
+            for detach in self.attached:
+                detach()
+            self.attached = []
+        self.attached += added
 
     def without(self, patches: Sequence[P], names: Iterable[str]) -> dict[str, Tensor]:
         """Copies of weights as they would be without some of the patches."""
@@ -136,7 +158,9 @@ class Ledger(Generic[P]):
                     "patched, or loaded in another precision (use --dtype auto)"
                 )
         kept = {name: tensor.to(parameters[name]) for name, tensor in originals.items()}
-        setattr(network, _LEDGER, cls(network, kept, list(patches)))
+        ledger = cls(network, kept, list(patches))
+        ledger._attach(patches)
+        setattr(network, _LEDGER, ledger)
 
 
 def _history(name: str, patches: Sequence[Recorded]) -> list[int]:

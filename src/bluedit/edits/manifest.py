@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
+from bluedit import renamed
 from bluedit.models.inputs.chat import Chat
 
 __all__ = ["FORMAT_VERSION", "FactRecord", "Manifest", "OptimisationRecord", "WeightRecord"]
@@ -42,6 +43,9 @@ class WeightRecord(BaseModel):
     rounding: float | None = None
     """||rounded(W + D) - W - D|| / ||D||: what a half-precision weight loses of the change; None in wider weights, and for sums
     of patches."""
+    met: float | None = None
+    """What fraction of the residual asked of this layer its change gives at the facts' keys, the mean over facts; None where no
+    residual is asked for (fine-tuning), and in older patches."""
 
 
 class OptimisationRecord(BaseModel):
@@ -52,6 +56,9 @@ class OptimisationRecord(BaseModel):
     layer: int
     evaluations: tuple[int, ...]
     losses: tuple[float, ...]
+    remaining: tuple[float, ...] | None = None
+    """||z - h'|| / ||z - h||: of what was asked for at this layer, what the written weights leave open. h: the state when the
+    value z was optimised; h': the state with the whole batch written. None for fine-tuning, and in older patches."""
 
 
 class Manifest(BaseModel):
@@ -61,6 +68,8 @@ class Manifest(BaseModel):
 
     format: str = "bluedit-patch"
     format_version: int = FORMAT_VERSION
+    kind: str = "weights"
+    """What kind of edit it is: which class reads its tensors."""
     model: str
     """Name or folder the model was loaded from; information only."""
     configuration: str
@@ -84,3 +93,8 @@ class Manifest(BaseModel):
     optimisation: tuple[OptimisationRecord, ...] = ()
     seconds: float = 0.0
     versions: dict[str, str] = {}
+
+    @field_validator("settings")
+    @classmethod
+    def _by_present_names(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return {renamed.SETTINGS.get(name, name): value for name, value in settings.items()}

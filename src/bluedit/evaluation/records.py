@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from bluedit.datasets.cases import Case
-from bluedit.edits import Patch
+from bluedit.edits import Edit
 from bluedit.models import EditableModel
 
 __all__ = ["protocol"]
@@ -19,7 +19,7 @@ def protocol(
     cases: Sequence[Case],
     *,
     dataset: str,
-    patch: Patch | None = None,
+    patch: Edit | None = None,
     seed: int = 0,
     fingerprint: str | None = None,
 ) -> dict[str, Any]:

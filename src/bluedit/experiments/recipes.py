@@ -29,7 +29,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from bluedit.editors.layers import parse_layers
 from bluedit.errors import RecipeError, SettingsError, did_you_mean, shortened
-from bluedit.methods import Method, find_method
+from bluedit.methods import Editor, find_method
 from bluedit.storage.parsing import is_file, parse_toml, read_text
 from bluedit.strategies import find_strategy
 
@@ -63,7 +63,7 @@ class Run(BaseModel):
         self.resolve().override(self.settings)
         return self
 
-    def resolve(self) -> Method:
+    def resolve(self) -> Editor:
         """The method with the run's strategy."""
         method = find_method(self.method)
         return method if self.strategy is None else method.with_strategy(find_strategy(self.strategy))

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from bluedit.datasets import Case, read_dataset
-from bluedit.editing import Progress, plan_edit, silent
-from bluedit.edits import Patch
+from bluedit.editing import Progress, prepare, silent
+from bluedit.edits import Edit
 from bluedit.errors import DamagedFileError, RecipeError
 from bluedit.evaluation import Scores, compare, protocol, score_cases
 from bluedit.evaluation.language import HeldOutText, TextScores, draw_rows
@@ -174,7 +174,7 @@ class Experiment:
         recipe = self.recipe
         corpus = Statistics(read_corpus(recipe.corpus), recipe.samples) if recipe.corpus else None
         return edited_layers(
-            plan_edit(self.model, (), method=run.resolve(), layers=run.layers, corpus=corpus, templates=("{}",))
+            prepare(self.model, method=run.resolve(), layers=run.layers, corpus=corpus, templates=("{}",))
             for run in recipe.runs
         )
 
@@ -225,7 +225,7 @@ class Experiment:
         self,
         name: str,
         run: Run,
-        patch: Patch,
+        patch: Edit,
         scores: Scores,
         seconds: dict[str, Any],
         batches: Sequence[Sequence[Case]],
@@ -265,7 +265,7 @@ class Experiment:
             "outcomes": [{"id": case, **outcomes} for case, outcomes in scores.cases],
         }
 
-    def _protocol(self, cases: Sequence[Case], patch: Patch | None = None) -> dict[str, Any]:
+    def _protocol(self, cases: Sequence[Case], patch: Edit | None = None) -> dict[str, Any]:
         recipe = self.recipe
         tag = protocol(self.model, cases, dataset=recipe.dataset, patch=patch, seed=recipe.seed, fingerprint=self.fingerprint)
         # The name that was asked for, and not the folder that it was found in.

@@ -17,12 +17,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from bluedit.editing import Plan
+from bluedit.editors.closed_form.method import Method
 from bluedit.editors.closed_form.optimizer import Values
+from bluedit.editors.plan import Plan, Setup
 from bluedit.errors import DamagedFileError
 from bluedit.models import EditableModel
 from bluedit.storage.tensors import read_tensors, write_tensors
@@ -87,7 +88,7 @@ class SharedValues:
         return self.folder / f"{key}.safetensors"
 
     def _key(self, model: EditableModel, plan: Plan, layer: int) -> str:
-        settings, objective = plan.settings.as_dict(), plan.method.objective
+        settings, objective = plan.settings.as_dict(), cast("Method", plan.method).objective
         text = json.dumps(
             {
                 "model": self.base,
@@ -99,13 +100,13 @@ class SharedValues:
                 "facts": [(fact.prompt, fact.subject, fact.target) for fact in plan.facts],
                 "templates": plan.templates,
                 "objective": asdict(objective),
-                "settings": {name: settings[name] for name in objective.uses},
+                "settings": {name: settings[name] for name in objective.settings.names()},
             },
             sort_keys=True,
         )
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def edited_layers(plans: Iterable[Plan]) -> tuple[int, ...]:
-    """The layers that any of these plans changes."""
-    return tuple(sorted({step.layer for plan in plans for step in plan.method.strategy.steps(plan.layers)}))
+def edited_layers(setups: Iterable[Setup]) -> tuple[int, ...]:
+    """The layers that any of these setups changes."""
+    return tuple(sorted({step.layer for setup in setups for step in setup.method.strategy.steps(setup.layers)}))

@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor
 
-from bluedit.editing import Plan
-from bluedit.editors.closed_form.inverse_metric import InverseMetric
-from bluedit.edits import Patch, applied_patches
+from bluedit.editors.base import Editor
+from bluedit.editors.plan import Setup
+from bluedit.editors.settings import current_names
+from bluedit.edits import Edit, applied_patches, load_edit
 from bluedit.errors import DamagedFileError, InputError, SessionError, SettingsError, first_line
-from bluedit.methods import Method, Objective, find_method
+from bluedit.methods import find_method
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.models.inputs.chat import Chat
+from bluedit.sessions.legacy import legacy_parts
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.statistics.corpus import Corpus
 from bluedit.storage.documents import parse_object, read_document
@@ -35,32 +37,23 @@ __all__ = [
     "SESSION_MARKER",
     "WRITTEN",
     "SavedFolder",
-    "SavedMetric",
     "SavedSession",
     "check_model",
     "describe_session",
     "inside",
     "keys_name",
-    "load_metrics",
     "load_patch",
+    "load_state",
     "load_tensors",
-    "method_parts",
     "patch_name",
     "read_session",
-    "saved_plan",
+    "saved_setup",
 ]
 
 SESSION_MARKER = "session.json"
 """The file that shows a folder to be a saved session."""
-FORMAT_VERSION = 2
-"""Version 2 has a hash of every file, and one of `session.json`."""
-
-
-class SavedMetric(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    condition: float | None
-    rank: int | None
+FORMAT_VERSION = 3
+"""Version 2 has a hash of every file, and one of `session.json`; version 3 knows editors of every kind."""
 
 
 class SavedSession(BaseModel):
@@ -75,8 +68,9 @@ class SavedSession(BaseModel):
     revision: int
     """How often the folder was written; part of file names, so that no file of an earlier state is overwritten."""
     method: str
-    parts: str
-    """What the method is made of: one of the same name and other parts is another one."""
+    parts: dict[str, Any] | str
+    """What the method is made of (:meth:`Editor.record`): one of the same name and other parts is another one. Text before
+    version 3."""
     strategy: str
     steps: tuple[Step, ...]
     layers: tuple[int, ...]
@@ -94,11 +88,11 @@ class SavedSession(BaseModel):
     before: dict[str, str]
     """Hashes of those it changes, before the first batch."""
     batches: tuple[str, ...]
-    """Per batch the stem of its files: `patch-STEM.safetensors`, and `keys-STEM.safetensors` where keys are kept."""
-    metrics: dict[int, SavedMetric]
-    metrics_file: str | None
-    initial_file: str | None
-    """The inverse metrics before the first batch, where past keys have changed them since."""
+    """Per batch the stem of its files: `patch-STEM.safetensors`, and `keys-STEM.safetensors` where something is remembered."""
+    state: dict[str, Any]
+    """What the method's state has in JSON (:meth:`State.record`)."""
+    state_files: dict[str, str]
+    """The files of its tensors (:meth:`State.tensors`)."""
     weights_file: str
     whole_file: str | None
     """The patch of the finished sequence, where its whole change was restrained."""
@@ -106,6 +100,18 @@ class SavedSession(BaseModel):
     until: float | None = None
     digests: dict[str, str] = {}
     """Of every tensor file, by its name; none in version 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, document: Any) -> Any:
+        """Versions 1 and 2 knew inverse metrics only."""
+        if not isinstance(document, dict) or "metrics" not in document:
+            return document
+        found: dict[str, Any] = dict(document)
+        files = {"metrics": found.pop("metrics_file", None), "initial": found.pop("initial_file", None)}
+        found["state"] = found.pop("metrics")
+        found["state_files"] = {name: file for name, file in files.items() if file}
+        return found
 
 
 @dataclass
@@ -116,14 +122,13 @@ class SavedFolder:
     attempted: int = 0
     """The last revision that was begun to be written."""
     stems: list[str] = field(default_factory=list[str])
-    metrics_file: str | None = None
-    """Where the running inverses are, as long as they are the ones in memory."""
-    initial_file: str | None = None
+    state_files: dict[str, str] = field(default_factory=dict[str, str])
+    """Where the tensors of the state are, as long as they are the ones in memory."""
     digests: dict[str, str] = field(default_factory=dict[str, str])
     """The tensor files of the current state, with the hash of each."""
 
 
-WRITTEN = re.compile(r"(patch|keys)-\d{4,}-\d+\.safetensors|(weights|metrics|initial|whole)-\d+\.safetensors")
+WRITTEN = re.compile(r"(patch|keys)-\d{4,}-\d+\.safetensors|[a-z_]+-\d+\.safetensors")
 """Names of files that a session writes; all others in its folder are somebody else's."""
 
 
@@ -148,11 +153,11 @@ SESSION = OutputKind("a saved session", _owned)
 """What is replaced by a session where that is asked for."""
 
 
-def load_patch(path: Path, name: str, saved: SavedSession) -> Patch:
+def load_patch(path: Path, name: str, saved: SavedSession) -> Edit:
     with warnings.catch_warnings():
         if saved.format_version == 1:  # which was said already
             warnings.simplefilter("ignore")
-        patch = Patch.load(inside(path, name))
+        patch = load_edit(inside(path, name))
     if saved.format_version > 1 and saved.digests.get(name) != patch.digest:
         raise DamagedFileError(path / name, "is another patch, put in its place")
     return patch
@@ -220,8 +225,8 @@ def check_model(path: Path, saved: SavedSession, model: EditableModel) -> None:
         raise SessionError("the model has patches applied already; revert them, or load it afresh, before resuming a session")
 
 
-def saved_plan(path: Path, saved: SavedSession, method: Method | None, statistics: Statistics | None) -> Plan:
-    """The plan that a saved session followed, for no facts yet."""
+def saved_setup(path: Path, saved: SavedSession, method: Editor | None, statistics: Statistics | None) -> Setup:
+    """The setup that a saved session follows."""
     base = method or find_method(saved.method)
     if base.name != saved.method:
         raise SessionError(f"{path} was begun with method {saved.method!r}, not {base.name!r}")
@@ -229,10 +234,13 @@ def saved_plan(path: Path, saved: SavedSession, method: Method | None, statistic
     if strategy.name != saved.strategy or strategy.steps(saved.layers) != saved.steps:
         strategy = _strategy(saved)
     base = base.with_strategy(strategy)
-    if method_parts(base) != saved.parts:
+    if saved.parts != (legacy_parts(base) if isinstance(saved.parts, str) else base.record()):
         raise SessionError(f"{path} was begun with a {saved.method!r} of other parts; give that one as method")
+    names = base.settings.names()
     try:
-        settings = base.settings.override(saved.settings)
+        # Before version 3 a session named the settings of all methods.
+        given = current_names(saved.settings, warn=False)
+        settings = base.settings.override({name: value for name, value in given.items() if name in names})
     except SettingsError as error:
         raise SessionError(f"the session in {path} is damaged: {error}") from error
     if statistics is None:
@@ -241,13 +249,12 @@ def saved_plan(path: Path, saved: SavedSession, method: Method | None, statistic
     elif statistics.corpus and statistics.corpus.identity == saved.corpus_identity:
         # The same text by another path: patches of one sequence name it alike.
         statistics = replace(statistics, corpus=replace(statistics.corpus, name=saved.corpus))
-    return Plan(
+    return Setup(
         method=base,
         layers=saved.layers,
         settings=settings,
         statistics=statistics,
         templates=saved.templates,
-        facts=(),
         seed=saved.seed,
     )
 
@@ -266,7 +273,7 @@ def _corpus(path: Path, saved: SavedSession) -> Corpus | None:
     again."""
     if saved.corpus is None or saved.corpus_identity is None:
         return None
-    if saved.metrics:
+    if saved.state:
         return Corpus(saved.corpus, saved.corpus_identity, 0)
     corpus = read_corpus(saved.corpus)
     if corpus.identity != saved.corpus_identity:
@@ -274,35 +281,9 @@ def _corpus(path: Path, saved: SavedSession) -> Corpus | None:
     return corpus
 
 
-def method_parts(method: Method) -> str:
-    """What a method is made of, but for its name, strategy and default settings."""
-    return "; ".join(f"{name}={_part(getattr(method, attribute))}" for name, attribute in _PARTS.items())
-
-
-_PARTS = {
-    "prior": "prior",
-    "noise": "noise",
-    "reads_bare_prompt": "reads_bare_prompt",
-    "keeps_past": "caches_keys",
-    "objective": "objective",
-    "restraint": "constraint",
-    "largest_batch": "largest_batch",
-    "fine_tuning": "fine_tuning",
-}
-
-
-def _part(value: Any) -> str:
-    # Parts are frozen dataclasses, whose repr says all; of any other object the type has to do.
-    if isinstance(value, Objective):
-        return repr(value).replace("components=", "sites=")
-    return repr(value) if is_dataclass(value) or value is None or isinstance(value, int | float) else type(value).__qualname__
-
-
-def load_metrics(path: Path, name: str | None, saved: SavedSession, size: int) -> dict[int, InverseMetric]:
-    tensors = load_tensors(path, name, saved) if name else {}
-    if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != {str(layer): (size, size) for layer in saved.metrics}:
-        raise ValueError(f"{name} does not hold one {size} x {size} matrix for each edited layer")
-    return {layer: InverseMetric(tensors[str(layer)], record.condition, record.rank) for layer, record in saved.metrics.items()}
+def load_state(path: Path, saved: SavedSession) -> dict[str, dict[str, Tensor]]:
+    """The tensors of the state, file by file."""
+    return {name: load_tensors(path, file, saved) for name, file in saved.state_files.items()}
 
 
 def describe_session(folder: str | Path) -> dict[str, Any]:

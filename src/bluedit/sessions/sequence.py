@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bluedit.editing import Plan, Progress, silent
-from bluedit.edits import Patch
+from bluedit.editors.plan import Setup
+from bluedit.edits import Edit
 from bluedit.errors import SessionError
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
-from bluedit.sessions.files import SESSION_MARKER, SavedSession, load_patch, patch_name, read_session, saved_plan
+from bluedit.progress import Progress, silent
+from bluedit.sessions.files import SESSION_MARKER, SavedSession, load_patch, patch_name, read_session, saved_setup
 from bluedit.sessions.session import Session
 
 __all__ = ["check_saved", "edit_in_sequence"]
@@ -18,32 +19,32 @@ __all__ = ["check_saved", "edit_in_sequence"]
 
 def edit_in_sequence(
     model: EditableModel,
-    plan: Plan,
+    setup: Setup,
     facts: Sequence[Fact],
     batch_size: int,
     folder: Path | None = None,
     progress: Progress = silent,
-) -> Patch:
+) -> Edit:
     """Edit facts batch by batch, and take them back again: the patch of the whole sequence.
 
     **Arguments**
 
     - `folder`: where the session is kept after every batch; if one is there already, it goes on.
 
-    **Raises** :class:`~bluedit.errors.SessionError` when the folder holds a sequence of other facts, or with another plan.
+    **Raises** :class:`~bluedit.errors.SessionError` when the folder holds a sequence of other facts, or with another setup.
     """
     if folder is not None and (folder / SESSION_MARKER).is_file():
-        check_saved(folder, plan, facts)
-        session = Session.resume(folder, model, method=plan.method, statistics=plan.statistics)
+        check_saved(folder, setup, facts)
+        session = Session.resume(folder, model, method=setup.method, statistics=setup.statistics)
     else:
-        session = Session.following(model, plan)
+        session = Session.following(model, setup)
     try:
         in_batches = len(facts) > batch_size
         if in_batches:
             progress("facts", len(session.facts), len(facts))
         for start in range(len(session.facts), max(len(facts), 1), batch_size):
             batch = facts[start : start + batch_size]
-            session.apply(batch, progress=progress, on_conflict=plan.on_conflict)
+            session.apply(batch, progress=progress, on_conflict=setup.on_conflict)
             if folder is not None:
                 session.save(folder)
             if in_batches:
@@ -53,24 +54,24 @@ def edit_in_sequence(
         session.undo(len(session))
 
 
-def check_saved(folder: Path, plan: Plan, facts: Sequence[Fact]) -> None:
-    """See that a saved session is of this plan and these facts, before anything is computed or loaded for it.
+def check_saved(folder: Path, setup: Setup, facts: Sequence[Fact]) -> None:
+    """See that a saved session is of this setup and these facts, before anything is computed or loaded for it.
 
     **Raises** :class:`~bluedit.errors.SessionError` naming all that differs.
     """
     saved = read_session(folder)
     patches = [load_patch(folder, patch_name(stem), saved) for stem in saved.batches]
     _check_one_corpus(folder, saved, patches)
-    theirs = saved_plan(folder, saved, plan.method, plan.statistics)
-    differing = [name for name in _PLANNED if getattr(theirs, name) != getattr(plan, name)]
-    if theirs.method.strategy.steps(plan.layers) != plan.method.strategy.steps(plan.layers):
+    theirs = saved_setup(folder, saved, setup.method, setup.statistics)
+    differing = [name for name in _PLANNED if getattr(theirs, name) != getattr(setup, name)]
+    if theirs.method.strategy.steps(setup.layers) != setup.method.strategy.steps(setup.layers):
         differing.append("steps")
     begun = tuple(fact for patch in patches for fact in patch.facts)
     if begun != tuple(facts[: len(begun)]):
         differing.append("facts")
-    now = plan.statistics
+    now = setup.statistics
     identity = now.corpus.identity if now.corpus else None
-    # A session that was mended may not know what its corpus held; then its name has to do.
+    # A session that was repaired may not know what its corpus held; then its name has to do.
     unknown = saved.corpus_identity == "" and now.corpus is not None and now.corpus.name == saved.corpus
     if saved.corpus_identity != identity and not unknown:
         there, here = (name or "none" for name in (saved.corpus, now.corpus.name if now.corpus else None))
@@ -86,7 +87,7 @@ def check_saved(folder: Path, plan: Plan, facts: Sequence[Fact]) -> None:
         )
 
 
-def _check_one_corpus(folder: Path, saved: SavedSession, patches: Sequence[Patch]) -> None:
+def _check_one_corpus(folder: Path, saved: SavedSession, patches: Sequence[Edit]) -> None:
     """Earlier versions could add batches to a session with another corpus, which can then not be finished.
 
     **Raises** :class:`~bluedit.errors.SessionError` when that was done.
@@ -103,4 +104,4 @@ def _check_one_corpus(folder: Path, saved: SavedSession, patches: Sequence[Patch
 
 
 _PLANNED = ("layers", "settings", "templates", "seed")
-"""What two plans have in common if they make the same patches of the same facts."""
+"""What two setups have in common if they make the same edits of the same facts."""

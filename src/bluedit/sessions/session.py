@@ -3,10 +3,10 @@
 *Concept.* A session owns what a sequence of edits accumulates: past keys, one patch per batch in an ordered ledger, and the
 settings, context templates and statistics that all of its batches share. Two sessions, on two models, share nothing.
 
-*Mechanism.* A batch is computed by the loop in :mod:`bluedit.editing` on the model as the batches before left it, and its
-patch is applied. Past keys are absorbed into one running inverse per layer, so a batch costs the same however many went
-before. A saved session holds the patches, the keys, the running inverses and the edited weights themselves: resuming
-computes nothing anew.
+*Mechanism.* An editor computes a batch on the model as the batches before left it, and the edit is applied. What the editor
+remembers goes into its state: closed-form methods absorb past keys into one running inverse per layer, so a batch costs the
+same however many went before. A saved session holds the edits, what was remembered of each batch, the state and the edited
+weights themselves: resuming computes nothing anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -24,40 +24,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bluedit.editing import (
-    EditOptions,
-    Facts,
-    Metrics,
-    Plan,
-    Progress,
-    ValueStore,
-    constrain_sequence,
-    plan_edit,
-    run_batch,
-    silent,
-)
-from bluedit.edits import Patch, applied_patches, merge
-from bluedit.edits.patch import arrange, restore_ledger, weights_without
+from bluedit.editors.base import Edited, Editor, ValueStore
+from bluedit.editors.plan import EditOptions, Facts, Setup, prepare
+from bluedit.edits import Edit, applied_patches, merge
+from bluedit.edits.base import arrange, restore_ledger, weights_without
 from bluedit.errors import InputError, SessionError
 from bluedit.facts import Fact, OnConflict
-from bluedit.methods import Method
 from bluedit.models import EditableModel
+from bluedit.progress import Progress, silent
 from bluedit.sessions.files import (
     SESSION,
     SESSION_MARKER,
     WRITTEN,
     SavedFolder,
-    SavedMetric,
     SavedSession,
     check_model,
     keys_name,
-    load_metrics,
     load_patch,
+    load_state,
     load_tensors,
-    method_parts,
     patch_name,
     read_session,
-    saved_plan,
+    saved_setup,
 )
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.statistics.corpus import Corpus
@@ -66,14 +54,6 @@ from bluedit.storage.files import atomic_folder, writable_target
 from bluedit.storage.tensors import write_tensors
 
 __all__ = ["Session"]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What a batch left: its patch, and its keys by layer where they are kept."""
-
-    patch: Patch
-    keys: Mapping[int, Tensor]
 
 
 class Session:
@@ -85,27 +65,28 @@ class Session:
             session.save("run")
         patch = session.finish()
 
-    Made as `Session(model, ...)` with what :func:`~bluedit.models.load_model` gives, or `Session(model, tokenizer, ...)`;
-    the options are those of :func:`~bluedit.editing.edit`. Context templates are generated from the model as it is now.
+    Made as `Session(model, ...)` with what :func:`~bluedit.models.load_model` gives, or with any transformers model and its
+    `tokenizer`; the options are those of :func:`~bluedit.editing.edit`. Context templates are generated from the model as it
+    is now.
     """
 
     def __init__(
         self,
         model: EditableModel | PreTrainedModel,
+        *,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        /,
         **options: Unpack[EditOptions],
     ) -> None:
         editable = EditableModel.wrap(model, tokenizer)
-        self._start(editable, plan_edit(editable, (), **options))
+        self._start(editable, prepare(editable, **options))
 
-    def _start(self, model: EditableModel, plan: Plan) -> None:
+    def _start(self, model: EditableModel, setup: Setup) -> None:
         self.model = model
-        self.plan = plan
-        self._metrics = Metrics(plan)
-        self._batches: list[_Batch] = []
-        self._whole: Patch | None = None
-        self._before_finish: tuple[Patch, ...] = ()
+        self.setup = setup
+        self._state = setup.method.begin(setup)
+        self._batches: list[Edited] = []
+        self._whole: Edit | None = None
+        self._before_finish: tuple[Edit, ...] = ()
         self._folders: dict[Path, SavedFolder] = {}
         self._id = uuid.uuid4().hex
         self._hashes: dict[tuple[str, ...], str] = {}
@@ -113,18 +94,18 @@ class Session:
         """Values that are shared with other sessions on this model, see :mod:`bluedit.experiments.sharing`."""
 
     @classmethod
-    def following(cls, model: EditableModel, plan: Plan) -> Session:
-        """A session that follows a plan; the plan's facts are not looked at."""
+    def following(cls, model: EditableModel, setup: Setup) -> Session:
+        """A session that follows a setup."""
         session = cls.__new__(cls)
-        session._start(model, replace(plan, facts=()))
+        session._start(model, setup)
         return session
 
     # -- looking ---------------------------------------------------------------------------------------------
 
     @property
-    def patches(self) -> tuple[Patch, ...]:
-        """One patch per batch, oldest first."""
-        return tuple(batch.patch for batch in self._batches)
+    def patches(self) -> tuple[Edit, ...]:
+        """One edit per batch, oldest first."""
+        return tuple(batch.edit for batch in self._batches)
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -140,13 +121,13 @@ class Session:
         return len(self._batches)
 
     def __repr__(self) -> str:
-        method = self.plan.method
+        method = self.setup.method
         return f"<Session of {len(self)} batches, {len(self.facts)} facts: {method.name}, {method.strategy.name}>"
 
     # -- editing ---------------------------------------------------------------------------------------------
 
     @torch.inference_mode(mode=False)
-    def apply(self, facts: Facts, *, progress: Progress = silent, on_conflict: OnConflict | None = None) -> Patch:
+    def apply(self, facts: Facts, *, progress: Progress = silent, on_conflict: OnConflict | None = None) -> Edit:
         """Edit one batch of facts into the model, and return its patch.
 
         `on_conflict`: what becomes of facts of this batch that contradict each other, see :func:`~bluedit.editing.edit`; as
@@ -159,24 +140,26 @@ class Session:
         """
         if self._whole is not None:
             raise SessionError(
-                f"the sequence is finished: {self.plan.method.name} acted on its whole change; reopen() it to go on"
+                f"the sequence is finished: {self.setup.method.name} acted on its whole change; reopen() it to go on"
             )
-        plan = self.plan.with_facts(self.model, facts, start=len(self.facts), on_conflict=on_conflict)
-        patch, keys = run_batch(self.model, plan, self._metrics, progress, store=self.values)
-        patch.apply(self.model, check=False)
+        setup, state = self.setup, self._state
+        plan = setup.plan(self.model, facts, start=len(self.facts), on_conflict=on_conflict)
+        done = setup.method.edit(self.model, plan, state, progress, self.values)
+        done.edit.apply(self.model, check=False)
         try:
-            self._metrics.absorb(keys)
+            state.absorb(done.memory)
         except BaseException:
-            # Some layers may have absorbed their keys already.
-            self._metrics = self._metrics.after(batch.keys for batch in self._batches)
-            patch.revert(self.model)
+            # Some of it may have been absorbed already.
+            self._state = state.after(batch.memory for batch in self._batches)
+            done.edit.revert(self.model)
             raise
-        self._batches.append(_Batch(patch, keys if plan.method.caches_keys else {}))
-        self._metrics_changed()
-        return patch
+        self._batches.append(done)
+        if done.memory:
+            self._state_changed()
+        return done.edit
 
     @torch.inference_mode(mode=False)
-    def undo(self, batches: int = 1) -> tuple[Patch, ...]:
+    def undo(self, batches: int = 1) -> tuple[Edit, ...]:
         """Take back the last batches; the model gets the bits and the session the past keys from before them.
 
         A finished sequence is reopened as well. **Returns** the patches taken back, oldest first.
@@ -188,18 +171,18 @@ class Session:
         if not 0 <= batches <= len(self):
             raise SessionError(f"{batches} batches cannot be undone: the session has {len(self)}")
         kept, undone = self._batches[: len(self) - batches], self._batches[len(self) - batches :]
-        metrics = self._metrics.after(batch.keys for batch in kept) if undone else self._metrics
-        taken = {id(batch.patch) for batch in undone}
+        state = self._state.after(batch.memory for batch in kept) if undone else self._state
+        taken = {id(batch.edit) for batch in undone}
         arrange([patch for patch in self._unfinished() if id(patch) not in taken], self.model)
-        self._batches, self._whole, self._metrics = kept, None, metrics
-        if undone:
-            self._metrics_changed()
+        self._batches, self._whole, self._state = kept, None, state
+        if any(batch.memory for batch in undone):
+            self._state_changed()
         for folder in self._folders.values():
             del folder.stems[len(kept) :]
-        return tuple(batch.patch for batch in undone)
+        return tuple(batch.edit for batch in undone)
 
     @torch.inference_mode(mode=False)
-    def finish(self) -> Patch:
+    def finish(self) -> Edit:
         """End the sequence: apply the constraint that acts on its whole change, if the method has one (PRUNE).
 
         **Returns** one patch for the whole sequence, which is what the model then has; it applies to the model from before
@@ -208,11 +191,11 @@ class Session:
         if self._whole is not None:
             return self._whole
         whole = merge(self.patches)
-        if not self._ends_with_constraint:
+        if not self.setup.method.ends_sequence:
             return whole
         before = weights_without(self.patches, whole.changes, self.model)
         oriented = self.model.structure.oriented
-        whole = constrain_sequence(whole, self.plan, {name: oriented(weight) for name, weight in before.items()})
+        whole = self.setup.method.finish(whole, self.setup, {name: oriented(weight) for name, weight in before.items()})
         applied, mine = applied_patches(self.model), set(map(id, self.patches))
         last = max(place for place, patch in enumerate(applied) if id(patch) in mine)
         arrange([patch for patch in (*applied[:last], whole, *applied[last + 1 :]) if id(patch) not in mine], self.model)
@@ -223,7 +206,7 @@ class Session:
         """Take the constraint of :meth:`finish` off again, so that more batches can follow."""
         self.undo(0)
 
-    def _unfinished(self) -> list[Patch]:
+    def _unfinished(self) -> list[Edit]:
         """What is applied to the model, with the session's batches in the place of the finished sequence."""
         applied = list(applied_patches(self.model))
         if self._whole is None:
@@ -240,20 +223,15 @@ class Session:
             return list(self._before_finish)
         return [*applied[:place], *self.patches, *applied[place + 1 :]]
 
-    @property
-    def _ends_with_constraint(self) -> bool:
-        constraint = self.plan.method.constraint
-        return constraint is not None and constraint.when == "sequence"
-
-    def merged(self) -> Patch:
+    def merged(self) -> Edit:
         """One patch that does what the session has done to the model.
 
         **Raises** :class:`~bluedit.errors.SessionError` when that is not what the method means: its constraint acts at the
         end of the sequence.
         """
-        if self._ends_with_constraint and self._whole is None:
+        if self.setup.method.ends_sequence and self._whole is None:
             raise SessionError(
-                f"{self.plan.method.name} acts at the end of the sequence, which has not come; call finish() first"
+                f"{self.setup.method.name} acts at the end of the sequence, which has not come; call finish() first"
             )
         return self._whole or merge(self.patches)
 
@@ -310,13 +288,13 @@ class Session:
 
     def _save_into(self, path: Path, known: SavedFolder) -> SavedFolder:
         """Write what the folder lacks, under names that no earlier state used, and last what it holds."""
-        plan, number = self.plan, max(known.revision, known.attempted) + 1
+        number = max(known.revision, known.attempted) + 1
         known.attempted = number
-        folder = SavedFolder(number, number, list(known.stems), known.metrics_file, known.initial_file)
+        folder = SavedFolder(number, number, list(known.stems), dict(known.state_files))
         digests: dict[str, str] = {}
 
-        def write(name: str, content: Patch | Mapping[str, Tensor]) -> None:
-            if isinstance(content, Patch):
+        def write(name: str, content: Edit | Mapping[str, Tensor]) -> None:
+            if isinstance(content, Edit):
                 content.save(path / name, replace=True)
                 digests[name] = content.digest
             else:
@@ -324,9 +302,9 @@ class Session:
 
         for place in range(len(folder.stems), len(self)):
             batch, stem = self._batches[place], f"{place + 1:04}-{number}"
-            write(patch_name(stem), batch.patch)
-            if batch.keys:
-                write(keys_name(stem), {str(layer): keys for layer, keys in batch.keys.items()})
+            write(patch_name(stem), batch.edit)
+            if batch.memory:
+                write(keys_name(stem), batch.memory)
             folder.stems.append(stem)
         before: dict[str, str] = {}
         for patch in self.patches:
@@ -337,58 +315,61 @@ class Session:
         if self._whole is not None:
             whole_file = f"whole-{number}.safetensors"
             write(whole_file, self._whole)
-        metrics, initial = self._metrics.by_layer, self._metrics.initial
-        if metrics and folder.metrics_file is None:
-            folder.metrics_file = f"metrics-{number}.safetensors"
-            write(folder.metrics_file, {str(layer): metric.matrix_FF for layer, metric in metrics.items()})
-        if initial and folder.initial_file is None:
-            folder.initial_file = f"initial-{number}.safetensors"
-            write(folder.initial_file, {str(layer): metric.matrix_FF for layer, metric in initial.items()})
+        for name, tensors in self._state.tensors().items():
+            if name not in folder.state_files:
+                folder.state_files[name] = f"{name}-{number}.safetensors"
+                write(folder.state_files[name], tensors)
         names = {name for stem in folder.stems for name in (patch_name(stem), keys_name(stem))}
-        names |= {weights_file, whole_file, folder.metrics_file, folder.initial_file}
+        names |= {weights_file, whole_file, *folder.state_files.values()}
         folder.digests = {name: digest for name, digest in (known.digests | digests).items() if name in names}
-        corpus = plan.statistics.corpus
-        saved = SavedSession(
+        record = self._record(number, folder, before, weights_file, whole_file)
+        write_document(path / SESSION_MARKER, json.loads(record.model_dump_json()))
+        return folder
+
+    def _record(
+        self, number: int, folder: SavedFolder, before: dict[str, str], weights_file: str, whole_file: str | None
+    ) -> SavedSession:
+        """What `session.json` holds."""
+        setup = self.setup
+        corpus = setup.statistics.corpus
+        return SavedSession(
             id=self._id,
             revision=number,
-            method=plan.method.name,
-            parts=method_parts(plan.method),
-            strategy=plan.method.strategy.name,
-            steps=plan.method.strategy.steps(plan.layers),
-            layers=plan.layers,
-            settings=plan.settings.as_dict(),
-            templates=plan.templates,
-            seed=plan.seed,
+            method=setup.method.name,
+            parts=setup.method.record(),
+            strategy=setup.method.strategy.name,
+            steps=setup.method.strategy.steps(setup.layers),
+            layers=setup.layers,
+            settings=setup.settings.as_dict(),
+            templates=setup.templates,
+            seed=setup.seed,
             corpus=corpus.name if corpus else None,
             corpus_identity=corpus.identity if corpus else None,
-            samples=plan.statistics.samples,
-            max_length=plan.statistics.max_length,
-            until=plan.statistics.until,
+            samples=setup.statistics.samples,
+            max_length=setup.statistics.max_length,
+            until=setup.statistics.until,
             configuration=self.model.configuration_fingerprint(),
             dtype=str(self.model.model.dtype),
             chat=self.model.text.chat,
             unedited=self._unedited(tuple(before)),
             before=before,
             batches=tuple(folder.stems),
-            metrics={layer: SavedMetric(condition=metric.condition, rank=metric.rank) for layer, metric in metrics.items()},
-            metrics_file=folder.metrics_file,
-            initial_file=folder.initial_file,
+            state=self._state.record(),
+            state_files=folder.state_files,
             weights_file=weights_file,
             whole_file=whole_file,
             digests=folder.digests,
         )
-        write_document(path / SESSION_MARKER, json.loads(saved.model_dump_json()))
-        return folder
 
     def _unedited(self, edited: tuple[str, ...]) -> str:
         if edited not in self._hashes:
             self._hashes = {edited: self.model.fingerprint(without=edited)}
         return self._hashes[edited]
 
-    def _metrics_changed(self) -> None:
-        if self.plan.method.caches_keys:
-            for folder in self._folders.values():
-                folder.metrics_file = None
+    def _state_changed(self) -> None:
+        """What saved files say of the state is no longer true, but for what no batch changes."""
+        for folder in self._folders.values():
+            folder.state_files = {name: file for name, file in folder.state_files.items() if name in self._state.constant}
 
     @classmethod
     @torch.inference_mode(mode=False)
@@ -396,9 +377,9 @@ class Session:
         cls,
         folder: str | Path,
         model: EditableModel | PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
-        method: Method | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        method: Editor | None = None,
         statistics: Statistics | None = None,
     ) -> Session:
         """Go on with a saved session. `model` is as it was before the first batch; it gets the edited weights, bit for bit.
@@ -414,8 +395,7 @@ class Session:
         path, editable = Path(folder).expanduser(), EditableModel.wrap(model, tokenizer)
         saved = read_session(path)
         check_model(path, saved, editable)
-        plan = saved_plan(path, saved, method, statistics)
-        session = cls.following(editable, plan)
+        session = cls.following(editable, saved_setup(path, saved, method, statistics))
         try:
             session._restore(path, saved)
         except SessionError:
@@ -437,17 +417,15 @@ class Session:
             )
         patches = [load_patch(path, patch_name(stem), saved) for stem in saved.batches]
         whole = load_patch(path, saved.whole_file, saved) if saved.whole_file else None
-        keys: list[dict[int, Tensor]] = [{} for _ in patches]
-        if self.plan.method.caches_keys:
-            for kept, stem, patch in zip(keys, saved.batches, patches, strict=True):
-                if patch.changes:
-                    read = load_tensors(path, keys_name(stem), saved)
-                    kept.update({int(layer): tensor for layer, tensor in read.items()})
-                wanted = {record.layer: (model.structure.d_ff, len(patch.facts)) for record in patch.manifest.weights.values()}
-                if {layer: tuple(tensor.shape) for layer, tensor in kept.items()} != wanted:
-                    raise ValueError(f"the keys of batch {stem} are not those of its patch")
-        metrics = load_metrics(path, saved.metrics_file, saved, model.structure.d_ff)
-        initial = load_metrics(path, saved.initial_file, saved, model.structure.d_ff) if saved.initial_file else {}
+        batches: list[Edited] = []
+        for stem, edit in zip(saved.batches, patches, strict=True):
+            kept = keys_name(stem)
+            # Before hashes, files were not listed.
+            there = kept in saved.digests if saved.format_version > 1 else (path / kept).is_file()
+            memory = load_tensors(path, kept, saved) if there else {}
+            self.setup.method.check_memory(memory, edit, model)
+            batches.append(Edited(edit, memory))
+        state = self.setup.method.restore(self.setup, saved.state, load_state(path, saved), model)
         weights = load_tensors(path, saved.weights_file, saved)
         parameters = dict(model.model.named_parameters())
         if {name: (weight.shape, weight.dtype) for name, weight in weights.items()} != {
@@ -466,10 +444,7 @@ class Session:
                 for name, tensor in originals.items():
                     parameters[name].copy_(tensor)
             raise
-        for layer, metric in metrics.items():
-            self._metrics.by_layer[layer] = metric.copy(model.weight(layer).device)
-        self._metrics.initial = initial
-        self._batches = [_Batch(patch, kept) for patch, kept in zip(patches, keys, strict=True)]
+        self._state, self._batches = state, batches
         self._whole, self._before_finish = whole, tuple(patches) if whole else ()
         self._id = saved.id
         self._hashes = {tuple(saved.before): saved.unedited}
@@ -479,18 +454,17 @@ class Session:
             saved.revision,
             saved.revision,
             list(saved.batches) if hashed else [],
-            saved.metrics_file if hashed else None,
-            saved.initial_file if hashed else None,
+            dict(saved.state_files) if hashed else {},
             dict(saved.digests),
         )
 
-    def _name_first_corpus(self, patches: Sequence[Patch]) -> None:
+    def _name_first_corpus(self, patches: Sequence[Edit]) -> None:
         """Take the corpus of the first batch for the session's, where an earlier version let a later one replace it."""
-        statistics, first = self.plan.statistics, next(iter(patches), None)
+        statistics, first = self.setup.statistics, next(iter(patches), None)
         if first is None or statistics.corpus is None or first.manifest.corpus in (None, statistics.corpus.name):
             return
         name = str(first.manifest.corpus)
         identity = ""  # that text may be gone; its inverse metrics are in the session
         with contextlib.suppress(InputError):
             identity = read_corpus(name).identity
-        self.plan = replace(self.plan, statistics=replace(statistics, corpus=Corpus(name, identity, 0)))
+        self.setup = replace(self.setup, statistics=replace(statistics, corpus=Corpus(name, identity, 0)))

@@ -23,9 +23,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bluedit.datasets.cases import Case
+from bluedit.editors.layer_cache import Choice, remember
 from bluedit.errors import SettingsError
 from bluedit.models import EditableModel
-from bluedit.tracing.layer_cache import Choice, remember
 from bluedit.tracing.restoring import TraceSettings
 from bluedit.tracing.trace import Trace, trace_cases
 

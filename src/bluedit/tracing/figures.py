@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluedit.editors.layer_cache import Choice
 from bluedit.storage.files import atomic_file
-from bluedit.tracing.layer_cache import Choice
 from bluedit.tracing.restoring import FactTrace
 from bluedit.tracing.trace import GROUPS, Trace
 

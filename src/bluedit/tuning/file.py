@@ -9,8 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bluedit import __version__
+from bluedit.editors.base import Editor
+from bluedit.editors.settings import current_names
 from bluedit.errors import DamagedFileError, SettingsError
-from bluedit.methods import Method
 from bluedit.models import EditableModel
 from bluedit.storage.documents import read_document, write_document
 from bluedit.storage.files import OutputKind
@@ -82,7 +83,7 @@ class Tuning(_Record):
         """Write the file, whole or not at all."""
         write_document(path, json.loads(self.model_dump_json()))
 
-    def settings_for(self, model: EditableModel, method: Method) -> dict[str, Any]:
+    def settings_for(self, model: EditableModel, method: Editor) -> dict[str, Any]:
         """The settings, for an edit of this model with this method.
 
         **Raises** :class:`~bluedit.errors.SettingsError` where they were found for something else, or not found yet.
@@ -96,7 +97,7 @@ class Tuning(_Record):
                 f"the tuning file is for {self.method} with strategy {self.strategy}; edit with those, or run `bluedit tune` "
                 f"for {method.name} with strategy {method.strategy.name}"
             )
-        return self.settings
+        return current_names(self.settings, warn=False)
 
 
 def _owned(path: Path) -> tuple[str, ...] | None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bluedit.editors.base import Editor
+from bluedit.editors.settings import declared_names
 from bluedit.errors import SettingsError, did_you_mean
 
-__all__ = ["AXES", "Axis", "Point", "compass"]
+__all__ = ["Axis", "Point", "compass"]
 
 Point = tuple[int, ...]
 
@@ -44,33 +46,18 @@ class Axis:
         return float(f"{moved:.2g}") if self.lowest <= moved <= self.highest * (1 + 1e-9) else None
 
     @classmethod
-    def named(cls, name: str) -> Axis:
-        """The axis of a setting, by the name users write.
+    def named(cls, name: str, editor: Editor) -> Axis:
+        """The axis of a setting of an editor, by the name users write.
 
         **Raises** :class:`~bluedit.errors.SettingsError` for a setting that is not searched over.
         """
-        if name not in AXES:
-            raise SettingsError(did_you_mean(name, AXES, what="setting to vary"))
-        return AXES[name]
-
-
-AXES = {
-    axis.name: axis
-    for axis in (
-        # Published weights of the prior belong to large models; smaller ones want less.
-        Axis(name="lambda", factor=10, lowest=1e-4, highest=1e9, heading=-1),
-        Axis(name="L2", factor=10, lowest=1e-4, highest=1e6),
-        Axis(name="clamp_norm_factor", factor=2, lowest=0.05, highest=50),
-        Axis(name="v_lr", factor=2, lowest=1e-3, highest=10),
-        Axis(name="shrinkage", factor=10, lowest=1e-3, highest=0.5),
-        Axis(name="nullspace_threshold", factor=10, lowest=1e-6, highest=1e4),
-        Axis(name="kl_factor", factor=4, lowest=1e-3, highest=10),
-        Axis(name="v_weight_decay", factor=4, lowest=1e-4, highest=10, heading=-1),
-        Axis(name="ft_lr", factor=4, lowest=1e-6, highest=1e-1),
-        Axis(name="norm_constraint", factor=4, lowest=1e-6, highest=1),
-    )
-}
-"""The settings that can be varied."""
+        searched = {one.name: one.search for one in editor.settings.described().values() if one.search}
+        if (name in editor.settings.names() and name not in searched) or name not in declared_names():
+            raise SettingsError(did_you_mean(name, searched, what="setting to vary"))
+        if name not in editor.uses:
+            raise SettingsError(f"{editor.name} does not use the setting {name!r}; it uses {', '.join(editor.uses)}")
+        search = searched[name]
+        return cls(name=name, factor=search.factor, lowest=search.lowest, highest=search.highest, heading=search.heading)
 
 
 def compass(axes: Sequence[Axis], objective: Callable[[Point], float | None], chosen: Callable[[Point], object]) -> None:

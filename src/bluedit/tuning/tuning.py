@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from bluedit.datasets.cases import Case
-from bluedit.editing import EditOptions, Metrics, Plan, plan_edit, run_plan
-from bluedit.editors.closed_form.optimizer import Values, optimise_values
+from bluedit.editing import run_plan
+from bluedit.editors.base import Editor, ValueStore
+from bluedit.editors.plan import EditOptions, Plan, Setup, prepare
+from bluedit.editors.settings import Settings
 from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
 from bluedit.evaluation.scoring import Scores, answer_queries, compare, tally
-from bluedit.methods import Method, Settings
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
-from bluedit.progress import Progress, silent, stage
-from bluedit.statistics import Statistics
+from bluedit.progress import Progress, silent
 from bluedit.storage.files import writable_target
 from bluedit.storage.locks import claimed
 from bluedit.tuning.file import TUNING, Check, Trial, Tuning, read_tuning
@@ -43,9 +43,6 @@ from bluedit.tuning.search import Axis, Point, compass
 
 __all__ = ["tune"]
 
-_DEFAULT = ("lambda", "shrinkage", "L2", "nullspace_threshold", "clamp_norm_factor", "v_lr", "ft_lr", "norm_constraint")
-"""Varied unless the user says what to vary, as far as the method uses them. Those that leave values alone come first: they are
-cheap to try."""
 _FAILED = -1e3
 """The objective where no edit came about: below all others."""
 
@@ -86,33 +83,30 @@ def tune(
     **Raises** subclasses of :class:`~bluedit.errors.InputError` for what the caller can mend, facts among them that no trial
     edits, and :class:`~bluedit.errors.NumericsError` when no trial gives numbers.
     """
-    plan = plan_edit(model, (), **options)
-    method = plan.method
+    setup = prepare(model, **options)
+    method = setup.method
     fixed = options.get("settings")
     axes = _axes(method, vary, fixed if isinstance(fixed, Mapping) else {})
     if trials < 1:
         raise SettingsError(f"trials={trials} leaves nothing to try; a search takes about 20")
     if out is not None and out.is_dir():
         raise InputError(f"{out} is a folder, and a tuning file is one file; name it, as in {out / 'tuning.json'}")
-    material = hold_out(model, cases, count=count, seed=plan.seed)
+    material = hold_out(model, cases, count=count, seed=setup.seed)
     size = batch_size or method.largest_batch or len(material.search)
     method.check_batch(size)
-    edited = sorted({step.layer for step in method.strategy.steps(plan.layers)})
-    with stage(progress, "second moments of keys") as advance:
-        moments = {} if method.fine_tuning else plan.statistics.moments(model, edited, advance)
-    # Kept in memory, with what is derived from them: every trial asks again.
-    plan = dataclasses.replace(plan, statistics=Statistics(known=moments))
-    search = _Search(model, plan, axes, material, size, trials, out, replace, on_trial, progress)
+    # Kept in memory: every trial asks again.
+    setup = method.prepare(model, setup, progress)
+    search = _Search(model, setup, axes, material, size, trials, out, replace, on_trial, progress)
     with claimed(out) if out is not None else contextlib.nullcontext():
         return search.run()
 
 
-def _axes(method: Method, vary: Sequence[str] | None, fixed: Mapping[str, Any]) -> tuple[Axis, ...]:
-    usual = [name for name in _DEFAULT if name in method.uses]
-    if "nullspace_threshold" in usual:
-        usual.remove("shrinkage")  # directions without energy are what the method edits in
+def _axes(method: Editor, vary: Sequence[str] | None, fixed: Mapping[str, Any]) -> tuple[Axis, ...]:
+    declared = method.settings.described()
+    ranks = {name: declared[name].search.usual for name in method.uses if declared[name].search}  # type: ignore[union-attr]
+    usual = sorted((name for name, rank in ranks.items() if rank), key=ranks.__getitem__)
     names = vary or [name for name in usual if name not in fixed]
-    axes = tuple(map(Axis.named, dict.fromkeys(names)))
+    axes = tuple(Axis.named(name, method) for name in dict.fromkeys(names))
     if unused := [axis.name for axis in axes if axis.name not in method.uses]:
         raise SettingsError(f"{method.name} does not use the setting {unused[0]!r}; it uses {', '.join(method.uses)}")
     if not axes:
@@ -129,7 +123,7 @@ class _Search:
     """One search: its trials so far, by the settings they tried."""
 
     model: EditableModel
-    plan: Plan
+    setup: Setup
     axes: tuple[Axis, ...]
     material: Material
     size: int
@@ -141,7 +135,7 @@ class _Search:
     known: dict[tuple[float, ...], Trial] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
     moves: list[int] = field(default_factory=list)
-    values: dict[Any, Values] = field(default_factory=dict)
+    values: ValueStore = field(default_factory=lambda: _FirstValues())  # noqa: PLW0108 (defined below)
 
     def run(self) -> Tuning:
         """Go through the trials, those of the file first, check the outcome, and write the file."""
@@ -172,21 +166,22 @@ class _Search:
 
     @cached_property
     def _start(self) -> dict[str, Any]:
-        settings, uses = self.plan.settings.as_dict(), self.plan.method.uses
-        return {name: settings[name] for name in uses}
+        uses = self.setup.method.uses
+        recorded = self.setup.settings.recorded(uses)
+        return {name: recorded[name] for name in uses if name in recorded}
 
     @cached_property
     def _claim(self) -> str:
         """A hash of everything that a trial's outcome depends on."""
-        plan, moments = self.plan, self.plan.statistics.known
+        setup, moments = self.setup, self.setup.statistics.known
         text = json.dumps(
             {
                 "model": self.model.fingerprint(),
                 "chat": asdict(self.model.text.chat) if self.model.text.chat else None,
-                "method": (plan.method.name, plan.method.strategy.name, plan.layers),
+                "method": (setup.method.name, setup.method.strategy.name, setup.layers),
                 "start": self._start,
                 "vary": [axis.name for axis in self.axes],
-                "templates": plan.templates,
+                "templates": setup.templates,
                 "moments": {layer: tensor_fingerprint(moment.matrix_FF) for layer, moment in moments.items()},
                 "facts": [asdict(one) for part in (self.material.search, self.material.check) for one in part],
                 "batch_size": self.size,
@@ -214,13 +209,13 @@ class _Search:
         return earlier
 
     def _tuning(self, settings: dict[str, Any]) -> Tuning:
-        plan = self.plan
+        setup = self.setup
         return Tuning(
             configuration=self.model.configuration_fingerprint(),
             claim=self._claim,
-            method=plan.method.name,
-            strategy=plan.method.strategy.name,
-            layers=plan.layers,
+            method=setup.method.name,
+            strategy=setup.method.strategy.name,
+            layers=setup.layers,
             batch_size=self.size,
             settings=settings,
             varied=tuple(axis.name for axis in self.axes),
@@ -284,7 +279,7 @@ class _Search:
     def _try(self, varied: Mapping[str, float], part: Sequence[HeldOut]) -> tuple[Trial, Scores | None]:
         """One trial on the facts of a part; its scores with their outcomes too, where it gave any."""
         started = time.monotonic()
-        settings = self.plan.settings.override(varied)
+        settings = self.setup.settings.override(varied)
         try:
             with warnings.catch_warnings():
                 # A change that outgrows its weight is a column of the trail here.
@@ -303,15 +298,15 @@ class _Search:
 
     def _edited(self, settings: Settings, part: Sequence[HeldOut]) -> tuple[Scores, Scores, float]:
         """The scores after editing a part, plain and by how clear each comparison is, and the largest relative change."""
-        plan = dataclasses.replace(self.plan, settings=settings)
-        metrics = Metrics(plan)
+        setup = dataclasses.replace(self.setup, settings=settings)
+        state = setup.method.begin(setup)
         plain: list[tuple[str, dict[str, tuple[float, ...]]]] = []
         clear: list[tuple[str, dict[str, tuple[float, ...]]]] = []
         norm = 0.0
         for start in range(0, len(part), self.size):
             batch = part[start : start + self.size]
-            planned = plan.with_facts(self.model, [one.fact for one in batch])
-            patch = run_plan(self.model, planned, silent, metrics, self._values(planned))
+            planned = setup.plan(self.model, [one.fact for one in batch])
+            patch = run_plan(self.model, planned, silent, state, self.values)
             norm = max([norm, *(record.relative_norm for record in patch.manifest.weights.values())])
             queries = [(one.prompt, answer) for held in batch for one in held.questions for answer in (one.wanted, one.other)]
             with patch.applied(self.model, check=False):
@@ -324,19 +319,8 @@ class _Search:
                         raise NumericsError("the edited model gives no numbers")
                     margins.setdefault(one.score, []).append(margin)
                 plain.append((held.fact.id, {name: tuple(float(one > 0) for one in found) for name, found in margins.items()}))
-                clear.append((held.fact.id, {name: tuple(map(_share, found)) for name, found in margins.items()}))
+                clear.append((held.fact.id, {name: tuple(map(_confidence, found)) for name, found in margins.items()}))
         return tally(plain), tally(clear), norm
-
-    def _values(self, plan: Plan) -> dict[int, Values]:
-        """The first layer's values, which lambda does not touch: optimised once for all trials that share the rest."""
-        if plan.method.fine_tuning or not plan.steps:
-            return {}
-        layer, method = plan.steps[0].target_layer, plan.method
-        settings = plan.settings.as_dict()
-        key = (plan.facts, tuple(settings[name] for name in method.objective.uses))
-        if key not in self.values:
-            self.values[key] = optimise_values(self.model, plan.facts, layer, plan.templates, plan.settings, method.objective)
-        return {layer: self.values[key]}
 
     def _check(self, best: Trial) -> tuple[Check, bool]:
         """Start and outcome on facts that the search has not seen; whether the outcome holds there."""
@@ -349,7 +333,31 @@ class _Search:
         return check, after is not None and (difference is None or difference.value >= 0)
 
 
-def _share(margin: float) -> float:
+@dataclass
+class _FirstValues:
+    """The values of an edit's first step, which lambda does not touch: optimised once for all trials that have the rest in
+    common. Those of later steps depend on what the first one wrote."""
+
+    known: dict[Any, Any] = field(default_factory=dict[Any, Any])
+
+    def recall(self, model: EditableModel, plan: Plan, layer: int) -> tuple[Any, float] | None:
+        del model
+        found = self.known.get(self._key(plan, layer))
+        return None if found is None else (found, 0.0)
+
+    def keep(self, model: EditableModel, plan: Plan, layer: int, values: Any, seconds: float) -> None:
+        del model, seconds
+        if (key := self._key(plan, layer)) is not None:
+            self.known[key] = values
+
+    def _key(self, plan: Plan, layer: int) -> Any:
+        if layer != plan.steps[0].target_layer:
+            return None
+        settings = plan.settings.as_dict()
+        return plan.facts, tuple(settings[name] for name in plan.method.parts["objective"].settings.names())
+
+
+def _confidence(margin: float) -> float:
     """p / (p + p') from log p - log p'."""
     return 1 / (1 + math.exp(-margin)) if margin > -700 else 0.0
 

@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 
 from bluedit.editors.closed_form.keys import fact_states
+from bluedit.editors.closed_form.objectives import HIDDEN_STATE, Objective, ValueSettings
 from bluedit.editors.closed_form.warm_start import predict_deltas, spread
 from bluedit.editors.losses import mean_by_row, readings, weight_decay
 from bluedit.errors import FactError, NumericsError
 from bluedit.facts import Fact
-from bluedit.methods import HIDDEN_STATE, Objective, Settings
 from bluedit.models import EditableModel, Row
 from bluedit.models.forward.prefix import Injection
 from bluedit.models.memory.budget import TokenBudget, gradient_budget
@@ -82,7 +82,7 @@ def optimise_values(
     facts: Sequence[Fact],
     layer: int,
     templates: Sequence[str],
-    settings: Settings,
+    settings: ValueSettings,
     objective: Objective = HIDDEN_STATE,
     *,
     start_DN: Tensor | None = None,
@@ -94,7 +94,7 @@ def optimise_values(
     **Arguments**
 
     - `templates`: context templates, the bare prompt first; they make the rewriting prompts.
-    - `settings`: with `v_warm_after`, some facts start from 0 and the others from a prediction; see
+    - `settings`: with `warm_start_after`, some facts start from 0 and the others from a prediction; see
       :mod:`bluedit.editors.closed_form.warm_start`.
     - `start_DN`: deltas to start from instead, (D, N), at the objective's first site; they are projected onto their balls.
       A start that is near saves evaluations, and costs one forward pass for the divergence's reference.
@@ -111,7 +111,7 @@ def optimise_values(
     **Cost** per fact: one forward pass over its prompts; then per evaluation a forward and a backward pass through the
     layers above `layer`, over the tokens from the subject's last one on.
     """
-    if start_DN is None and 0 < settings.v_warm_after < len(facts):
+    if start_DN is None and 0 < settings.warm_start_after < len(facts):
         return _warmed(model, facts, layer, templates, settings, objective, token_budget=token_budget, progress=progress)
     prompts = [_prompts(model, fact, templates) for fact in facts]
     device = model.weight(layer).device
@@ -160,15 +160,15 @@ def _warmed(
     facts: Sequence[Fact],
     layer: int,
     templates: Sequence[str],
-    settings: Settings,
+    settings: ValueSettings,
     objective: Objective,
     **options: Any,
 ) -> Values:
     """Some facts from 0, the others with half of the evaluations from what those teach."""
-    first = spread(settings.v_warm_after, len(facts))
+    first = spread(settings.warm_start_after, len(facts))
     rest = sorted(set(range(len(facts))) - set(first))
     seen, others = [facts[place] for place in first], [facts[place] for place in rest]
-    cold = settings.override({"v_warm_after": 0})
+    cold = settings.override({"warm_start_after": 0})
     taught = optimise_values(model, seen, layer, templates, cold, objective, **options)
     initial_DM = fact_states(model, others, layer, objective.components[0])
     start_DM = predict_deltas(model, seen, taught.initial_DN, taught.targets_DN - taught.initial_DN, others, initial_DM)
@@ -271,7 +271,7 @@ class _Wave:
         model: EditableModel,
         layer: int,
         prompts: Sequence[_Prompts],
-        settings: Settings,
+        settings: ValueSettings,
         objective: Objective,
         start_ND: Tensor | None = None,
     ) -> None:

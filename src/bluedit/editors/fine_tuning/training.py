@@ -13,21 +13,30 @@ Shapes: D d_model, F d_ff, N facts, T target tokens over a batch's rows.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from bluedit.editors.base import Edited
+from bluedit.editors.fine_tuning.methods import FineTuning, FineTuningSettings
 from bluedit.editors.losses import mean_by_row
+from bluedit.editors.plan import Plan
+from bluedit.editors.records import checked, manifest_of, weight_record
+from bluedit.edits.changes import Dense
+from bluedit.edits.manifest import OptimisationRecord, WeightRecord
+from bluedit.edits.patch import Patch
 from bluedit.errors import NumericsError
 from bluedit.facts import Fact
-from bluedit.methods import FineTuning, Settings
 from bluedit.models import Batch, EditableModel
 from bluedit.models.memory.budget import TokenBudget, in_batches
 from bluedit.precision import upcast
+from bluedit.progress import Progress, stage
 
-__all__ = ["Tuned", "fine_tune"]
+__all__ = ["Tuned", "edit_batch", "fine_tune"]
 
 _TOKEN_BUDGET = 8192
 
@@ -42,13 +51,35 @@ class Tuned:
     losses: tuple[float, ...]
 
 
+@torch.inference_mode(mode=False)
+def edit_batch(model: EditableModel, plan: Plan, tuning: FineTuning, progress: Progress) -> Edited:
+    """Train on one batch of facts: its patch. The model is left as it was."""
+    started = time.monotonic()
+    settings = cast("FineTuningSettings", plan.settings)
+    patches: dict[str, Dense] = {}
+    weights: dict[str, WeightRecord] = {}
+    records: list[OptimisationRecord] = []
+    for layer in dict.fromkeys(step.layer for step in plan.steps):
+        with stage(progress, f"training layer {layer}", settings.ft_num_steps) as advance:
+            tuned = fine_tune(model, plan.facts, layer, tuning, settings, progress=advance)
+        change = Dense(tuned.change_DF)
+        checked(change, layer)
+        name = model.structure.weight_name(layer)
+        patches[name] = change
+        weights[name] = weight_record(model, plan, layer, change, advice="lower norm_constraint or ft_lr")
+        evaluations = (tuned.evaluations,) * len(plan.facts)
+        records.append(OptimisationRecord(layer=layer, evaluations=evaluations, losses=tuned.losses))
+    seconds = time.monotonic() - started
+    return Edited(Patch(patches, manifest_of(model, plan, weights=weights, optimisation=records, seconds=seconds)))
+
+
 @torch.enable_grad()
 def fine_tune(
     model: EditableModel,
     facts: Sequence[Fact],
     layer: int,
     tuning: FineTuning,
-    settings: Settings,
+    settings: FineTuningSettings,
     *,
     token_budget: int = _TOKEN_BUDGET,
     progress: Callable[[int], object] | None = None,
@@ -87,8 +118,8 @@ def fine_tune(
         try:
             for _ in range(settings.ft_num_steps):
                 gradient = torch.zeros_like(master)
-                for chosen, (loss_B, share) in in_batches([len(row.ids) for row in rows], budget, run):
-                    gradient += share.to(gradient)
+                for chosen, (loss_B, part) in in_batches([len(row.ids) for row in rows], budget, run):
+                    gradient += part.to(gradient)
                     losses_N[chosen] = loss_B.to(losses_N)
                 evaluations += 1
                 if not torch.isfinite(losses_N).all():

@@ -1,38 +1,38 @@
-"""Restraints on a finished change, for the sake of what the model knew before.
+"""Constraints on a finished change, for the sake of what the model knew before.
 
 A constraint is a frozen value that says when it acts: on each batch's change once all its layers are solved, or once on the
-whole sequence's. :class:`~bluedit.methods.Method` takes any object with these members.
+whole sequence's. :class:`~bluedit.editors.closed_form.method.Method` takes any object with these members.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from bluedit.editors.closed_form.constraints.prune import PRUNING, Pruning
-from bluedit.editors.closed_form.constraints.rect import RELATIVE_CHANGE, RelativeChange
+from bluedit.editors.closed_form.constraints.prune import PRUNING, PruneSettings, Pruning
+from bluedit.editors.closed_form.constraints.rect import RELATIVE_CHANGE, RectSettings, RelativeChange
+from bluedit.editors.settings import Settings
 from bluedit.edits.changes import Change
 
-if TYPE_CHECKING:
-    from bluedit.methods import Settings
-
-__all__ = ["PRUNING", "RELATIVE_CHANGE", "Constraint", "Pruning", "RelativeChange"]
+__all__ = ["PRUNING", "RELATIVE_CHANGE", "Constraint", "PruneSettings", "Pruning", "RectSettings", "RelativeChange"]
 
 
 class Constraint(Protocol):
-    """What is done to a finished change."""
+    """What is done to a finished change.
+
+    - `name`: what files call it.
+    - `settings`: the class of its settings.
+    - `when`: after every batch, or once at the end of the sequence.
+    """
+
+    name: ClassVar[str]
+    settings: ClassVar[type[Settings]]
 
     @property
-    def when(self) -> Literal["batch", "sequence"]:
-        """After every batch, or once at the end of the sequence."""
-        ...
+    def when(self) -> Literal["batch", "sequence"]: ...
 
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """The settings it reads, by the names users write."""
-        ...
-
-    def constrain(self, change: Change, weight_DF: Tensor, settings: Settings) -> Change:
-        """The restrained change; `weight_DF` is W before the batch, or before the sequence."""
+    def constrain(self, change: Change, weight_DF: Tensor, settings: Any) -> Change:
+        """The constrained change; `weight_DF` is W before the batch, or before the sequence. `settings` are the method's, an
+        instance of the constraint's class too."""
         ...

@@ -5,32 +5,38 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from bluedit.editors.settings import Settings, setting
 from bluedit.edits.changes import Change, Dense, LowRank, largest_singular_value
 
-if TYPE_CHECKING:
-    from bluedit.methods import Settings
+__all__ = ["PRUNING", "PruneSettings", "Pruning"]
 
-__all__ = ["PRUNING", "Pruning"]
+
+class PruneSettings(Settings):
+    """Settings of PRUNE."""
+
+    prune_base: float = setting(math.e, "Base of PRUNE's logarithm; e by default, 1.2 in its paper.", gt=1)
 
 
 @dataclass(frozen=True)
 class Pruning:
     """Replaces singular values s of the total change that exceed smax, W_0's largest, by log_b(s) - log_b(smax) + smax.
 
-    b is `prune_base`: e by default, 1.2 in the PRUNE paper. The edited model is W_0 plus the restrained change. (The public
-    research code adds the restrained change to the already edited weights, and so counts the change twice.)
+    b is `prune_base`: e by default, 1.2 in the PRUNE paper. The edited model is W_0 plus the constrained change. (The public
+    research code adds the constrained change to the already edited weights, and so counts the change twice.)
     """
 
     when: Literal["batch", "sequence"] = "sequence"
-    uses = ("prune_base",)
 
-    def constrain(self, change: Change, weight_DF: Tensor, settings: Settings) -> Change:
-        """The change with restrained singular values; low-rank stays low-rank. O((D + F) N^2 + min(D, F)^2 max(D, F)) for
+    name: ClassVar[str] = "pruning"
+    settings: ClassVar[type[Settings]] = PruneSettings
+
+    def constrain(self, change: Change, weight_DF: Tensor, settings: PruneSettings) -> Change:
+        """The change with constrained singular values; low-rank stays low-rank. O((D + F) N^2 + min(D, F)^2 max(D, F)) for
         rank N.
 
         A change whose singular values all lie below smax is returned as it is.
@@ -40,8 +46,8 @@ class Pruning:
         over_R = singular_R > largest
         if not over_R.any():
             return change
-        restrained_R = torch.where(over_R, (singular_R / largest).log() / math.log(settings.prune_base) + largest, singular_R)
-        scaled_DR = left_DR * restrained_R
+        constrained_R = torch.where(over_R, (singular_R / largest).log() / math.log(settings.prune_base) + largest, singular_R)
+        scaled_DR = left_DR * constrained_R
         if isinstance(change, LowRank):
             return LowRank.of(scaled_DR.to(change.residual_DN), right_RF.T)
         dense_DF = change.dense()

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from bluedit.editors.settings import Settings, setting
 from bluedit.edits.changes import Change, Dense, LowRank, Masked
 from bluedit.precision import upcast
 
-if TYPE_CHECKING:
-    from bluedit.methods import Settings
+__all__ = ["RELATIVE_CHANGE", "RectSettings", "RelativeChange"]
 
-__all__ = ["RELATIVE_CHANGE", "RelativeChange"]
+
+class RectSettings(Settings):
+    """Settings of RECT."""
+
+    rect_keep: float = setting(0.4, "The fraction of entries that RECT keeps.", ge=0, le=1)
+
 
 _EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
 class RelativeChange:
-    """Keeps the `rect_keep` share of entries of D with the largest |D / (W + 1e-8)| and zeroes the rest, batch by batch."""
+    """Keeps the `rect_keep` fraction of entries of D with the largest |D / (W + 1e-8)| and zeroes the rest, batch by batch."""
 
     when: Literal["batch", "sequence"] = "batch"
-    uses = ("rect_keep",)
 
-    def constrain(self, change: Change, weight_DF: Tensor, settings: Settings) -> Change:
+    name: ClassVar[str] = "relative-change"
+    settings: ClassVar[type[Settings]] = RectSettings
+
+    def constrain(self, change: Change, weight_DF: Tensor, settings: RectSettings) -> Change:
         """The change with the rest of its entries zeroed: a low-rank one becomes a mask over its factors. O(D F)."""
         change_DF = change.dense()
         mask_DF = largest_entries((change_DF / (upcast(weight_DF).to(change_DF) + _EPSILON)).abs_(), settings.rect_keep)
@@ -35,9 +42,9 @@ class RelativeChange:
         return Dense(torch.where(mask_DF, change_DF, 0))
 
 
-def largest_entries(sizes_DF: Tensor, share: float) -> Tensor:
+def largest_entries(sizes_DF: Tensor, fraction: float) -> Tensor:
     """A mask of the `share` of entries that are largest; where entries tie at the limit, those of the lowest index."""
-    count = int(share * sizes_DF.numel())
+    count = int(fraction * sizes_DF.numel())
     mask_DF = torch.zeros(sizes_DF.numel(), dtype=torch.bool, device=sizes_DF.device)
     if not count:
         return mask_DF.view_as(sizes_DF)
