@@ -41,7 +41,7 @@ def demo(
 
     With --real: write a dozen facts into a real language model with BLUE, ask it in several ways, and take them back."""
     from bluedit.errors import SettingsError, did_you_mean
-    from bluedit.zoo import DOWNLOADS, EMBEDDED
+    from bluedit.models.embedded import DOWNLOADS, EMBEDDED
 
     if real and model in EMBEDDED:
         model = next(iter(DOWNLOADS))

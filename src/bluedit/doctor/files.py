@@ -13,13 +13,13 @@ from torch import nn
 from bluedit.doctor.report import Check
 from bluedit.errors import ModelError, first_line
 from bluedit.models.configuration import read_configuration
+from bluedit.models.embedded import DOWNLOADS
 from bluedit.models.getting import origin_of
 from bluedit.models.gguf import GgufHeader, read_gguf_tokenizer
 from bluedit.models.inputs.tokens import PromptTokenizer
 from bluedit.models.loading import locate
 from bluedit.models.memory.estimate import gigabytes
 from bluedit.models.weight_files import WeightFiles
-from bluedit.zoo import DOWNLOADS
 
 __all__ = ["check_configuration", "check_numbers", "check_quantisation", "check_tokenizer", "check_weights", "find_model"]
 

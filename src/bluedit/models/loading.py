@@ -12,13 +12,13 @@ import torch
 from bluedit.errors import BlueditError, ModelError, SettingsError, did_you_mean, excerpt, first_line, shortened
 from bluedit.models.configuration import check_sizes, read_configuration
 from bluedit.models.editable import EditableModel
+from bluedit.models.embedded import DOWNLOADS, EMBEDDED
 from bluedit.models.getting import get_model, model_got
 from bluedit.models.gguf import GgufHeader, is_gguf, read_gguf, read_gguf_config, read_gguf_model, read_gguf_tokenizer
 from bluedit.models.inputs.chat import Chat
 from bluedit.models.layout.maps import ModuleMap, read_module_map
 from bluedit.models.weight_files import read_weight_files
 from bluedit.progress import Progress, silent
-from bluedit.zoo import DOWNLOADS, EMBEDDED
 
 __all__ = [
     "DTYPES",

@@ -1,4 +1,4 @@
-"""Train an embedded model from nothing: `python -m bluedit.zoo.train gpt2-mini`.
+"""Train an embedded model from nothing: `PYTHONPATH=tools python -m zoo.train gpt2-mini`.
 
 Each step's rows are drawn from a generator seeded by (seed, step), so a run that is stopped and started again
 sees the same text as one that never stopped. Checkpoints are safetensors and JSON, written to a temporary name and
@@ -25,9 +25,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from bluedit.datasets.world import World
 from bluedit.models import load_model
+from bluedit.models.embedded import EMBEDDED
 from bluedit.storage.files import atomic_file
-from bluedit.zoo.card import write_card
-from bluedit.zoo.gates import GATES, measure_gates
+from zoo.card import write_card
+from zoo.gates import GATES, measure_gates
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_DOCUMENTS = 20_000
@@ -252,7 +253,7 @@ def check(out: Path) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m bluedit.zoo.train", description="Train an embedded model from nothing.")
+    parser = argparse.ArgumentParser(prog="python -m zoo.train", description="Train an embedded model from nothing.")
     parser.add_argument("name", choices=sorted(ZOO))
     parser.add_argument("--out", type=Path, help="where the finished model folder goes (default: inside the package)")
     parser.add_argument("--work", type=Path, help="folder for checkpoints (default: ./zoo-NAME)")
@@ -262,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = ZOO[options.name]
     if options.steps is not None:
         settings = replace(settings, steps=options.steps)
-    out = options.out or Path(__file__).parent / options.name
+    out = options.out or EMBEDDED[options.name]
     if not options.check:
         model, tokenizer, log = train(settings, options.work or Path(f"zoo-{options.name}"))
         # Dropout was for training; who loads the model gets none.
