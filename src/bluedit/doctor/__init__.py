@@ -4,8 +4,6 @@ Of weights nothing but the headers of files is read: the architecture is built w
 checkpoint of 70 billion parameters is looked over in seconds. Nothing is downloaded.
 """
 
-from bluedit.doctor.cost import plan_for, plan_line
-from bluedit.doctor.examine import examine
-from bluedit.doctor.report import Check, Examination, Status
+import lazy_loader
 
-__all__ = ["Check", "Examination", "Status", "examine", "plan_for", "plan_line"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,5 @@
 """Edits as values: low-rank algebra, the patch format, applying and reverting."""
 
-from bluedit.edits.changes import Change, Dense, LowRank, Masked
-from bluedit.edits.manifest import Manifest
-from bluedit.edits.merge import merge
-from bluedit.edits.patch import Patch, applied_patches
+import lazy_loader
 
-__all__ = ["Change", "Dense", "LowRank", "Manifest", "Masked", "Patch", "applied_patches", "merge"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bluedit import __version__
 from bluedit.errors import DamagedFileError, SettingsError
 from bluedit.methods import Method
 from bluedit.models import EditableModel
 from bluedit.storage.documents import read_document, write_document
 from bluedit.storage.files import OutputKind
+from bluedit.version import __version__
 
 __all__ = ["TUNING", "Check", "Trial", "Tuning", "read_tuning"]
 
