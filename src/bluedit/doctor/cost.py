@@ -45,8 +45,7 @@ def plan_line(plan: MemoryPlan, device: torch.device) -> str:
     parts = f"weights {gigabytes(plan.weights)}, inverse metrics {gigabytes(plan.metrics)}"
     if plan.initial:
         parts += f" and as much to undo batches{' in main memory' if gpu else ''}"
-    there = f"; {memory.name} has {gigabytes(memory.total)}" if memory else ""
-    return f"memory: about {gigabytes(needed)} at most ({parts}){there}"
+    return f"memory: about {gigabytes(needed)} at most ({parts}); {memory.name} has {gigabytes(memory.total)}"
 
 
 def check_memory(
@@ -62,8 +61,8 @@ def check_memory(
         "needed": needed,
         "needed_with_statistics": first,
         "needed_main_memory": plan.beside_gpu if gpu else needed,
-        "total": memory.total if memory else None,
-        "free": memory.free if memory else None,
+        "total": memory.total,
+        "free": memory.free,
     }
     if gpu:
         places = (_Place(memory, needed, "on the GPU"), _Place(main, plan.beside_gpu, "in main memory"))
@@ -83,12 +82,12 @@ def check_memory(
     if len(edited_layers(method, critical)) > 1:
         helps.append("fewer layers")
     helps.append("several GPUs (--device auto), or --device cpu" if gpu else "a machine with more memory")
-    if any(place.memory and plan.weights > place.memory.total for place in places):
+    if any(plan.weights > place.memory.total for place in places):
         return Check("memory", "problem", f"{said}. The weights alone do not fit; what would help: {'; '.join(helps)}", details)
-    if tight := [place for place in places if place.memory and place.needed > place.memory.free]:
-        free = ", ".join(gigabytes(place.memory.free) for place in tight if place.memory)
+    if tight := [place for place in places if place.needed > place.memory.free]:
+        free = ", ".join(gigabytes(place.memory.free) for place in tight)
         return Check("memory", "warning", f"{said}. Only {free} are free; what would help: {'; '.join(helps)}", details)
-    if gpu and memory and first > memory.free:
+    if gpu and first > memory.free:
         message = f"{said}. Take second moments in a run before (bluedit stats --no-measure): in the same run it would be "
         return Check("memory", "warning", message + gigabytes(first), details)
     return Check("memory", "ok", said, details)
@@ -96,14 +95,14 @@ def check_memory(
 
 @dataclass(frozen=True)
 class _Place:
-    memory: Memory | None
+    memory: Memory
     needed: int
     where: str
 
     @property
     def said(self) -> str:
-        there = f" of {gigabytes(self.memory.total)}, {gigabytes(self.memory.free)} free" if self.memory else ""
-        return f"about {gigabytes(self.needed)} {self.where}{there}"
+        total, free = gigabytes(self.memory.total), gigabytes(self.memory.free)
+        return f"about {gigabytes(self.needed)} {self.where} of {total}, {free} free"
 
 
 def estimate_time(
