@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
-from typing import Any, Literal, TypedDict, Unpack, cast, overload
+from typing import Any, Literal, Protocol, TypedDict, Unpack, cast, overload
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ __all__ = [
     "Metrics",
     "Plan",
     "Progress",
+    "ValueStore",
     "constrain_sequence",
     "edit",
     "plan_edit",
@@ -259,6 +260,18 @@ class Metrics:
         return metrics
 
 
+class ValueStore(Protocol):
+    """Values that runs on one model share: optimised once for the same facts at the same layer of the same edited state."""
+
+    def recall(self, model: EditableModel, plan: Plan, layer: int) -> tuple[Values, float] | None:
+        """What was optimised for the plan's facts at `layer` of the model as it is now, and the seconds it took then."""
+        ...
+
+    def keep(self, model: EditableModel, plan: Plan, layer: int, values: Values, seconds: float) -> None:
+        """Keep what was just optimised."""
+        ...
+
+
 @dataclass
 class _Work:
     """What the loop computes on the way: targets by the layer they are optimised at, keys by the layer they were measured
@@ -271,18 +284,32 @@ class _Work:
     values: dict[int, Values] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
     records: dict[int, OptimisationRecord] = field(default_factory=dict)
+    store: ValueStore | None = None
+    reused: float = 0.0
+    """Seconds that values took which were found in the store."""
 
     def target(self, layer: int) -> Tensor:
         """Targets at `layer`, (D, N), optimised the first time they are asked for, on the model as it is edited then."""
         if layer not in self.values:
-            plan = self.plan
-            with stage(self.progress, f"optimising values at layer {layer}", len(plan.facts)) as advance:
-                self.values[layer] = optimise_values(
-                    self.model, plan.facts, layer, plan.templates, plan.settings, plan.method.objective, progress=advance
-                )
+            self.values[layer] = self._optimised(layer)
         values = self.values[layer]
         self.records[layer] = OptimisationRecord(layer=layer, evaluations=values.evaluations, losses=values.losses)
         return values.targets_DN
+
+    def _optimised(self, layer: int) -> Values:
+        """Values at `layer` for the model as it is edited now: those of the store, or optimised, and stored."""
+        plan, store = self.plan, self.store
+        if store is not None and (found := store.recall(self.model, plan, layer)) is not None:
+            self.reused += found[1]
+            return found[0]
+        started = time.monotonic()
+        with stage(self.progress, f"optimising values at layer {layer}", len(plan.facts)) as advance:
+            values = optimise_values(
+                self.model, plan.facts, layer, plan.templates, plan.settings, plan.method.objective, progress=advance
+            )
+        if store is not None:
+            store.keep(self.model, plan, layer, values, time.monotonic() - started)
+        return values
 
     def least_squares(self, step: Step) -> Change:
         """R Q^T for one step: keys and gap measured on the model as it is edited now."""
@@ -308,18 +335,24 @@ class _Work:
 
 @torch.inference_mode(mode=False)
 def run_batch(
-    model: EditableModel, plan: Plan, metrics: Metrics, progress: Progress = silent, values: Mapping[int, Values] | None = None
+    model: EditableModel,
+    plan: Plan,
+    metrics: Metrics,
+    progress: Progress = silent,
+    values: Mapping[int, Values] | None = None,
+    store: ValueStore | None = None,
 ) -> tuple[Patch, dict[int, Tensor]]:
     """One batch of a sequence, with what the batches before left in `metrics`: its patch, and its keys by layer.
 
     The model's weights are written on the way, and hold their original bits afterwards. `metrics` is only read: absorb the
     keys when the patch is kept. `values`, by layer, are those that were optimised for these facts already, with these settings
-    and on this model as it is edited when they are needed. A constraint at the end of the sequence is not applied here.
+    and on this model as it is edited when they are needed; `store` holds those of other runs. The patch's seconds count what
+    was found there with the time it took. A constraint at the end of the sequence is not applied here.
     """
     started = time.monotonic()
     method, steps = plan.method, plan.steps
     metrics.prepare(model, (step.layer for step in steps), progress)
-    work = _Work(model, plan, metrics, progress, dict(values or {}))
+    work = _Work(model, plan, metrics, progress, dict(values or {}), store=store)
     changes: dict[int, Change] = {}
     with model.restoring(step.layer for step in steps) as originals:
         for step in steps:
@@ -335,7 +368,7 @@ def run_batch(
         if method.caches_keys and (method.constraint or list(changes) != sorted(changes)):
             # Otherwise no weight below a layer changed after its keys were measured, and they are the edited model's already.
             work.keys = {layer: fact_keys(model, plan.facts, layer, plan.templates) for layer in changes}
-    return _patch(model, work, changes, time.monotonic() - started), work.keys
+    return _patch(model, work, changes, time.monotonic() - started + work.reused), work.keys
 
 
 def run_plan(

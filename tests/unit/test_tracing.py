@@ -457,3 +457,14 @@ def test_figures(tiny_gpt2: EditableModel, cases: list[Case], tmp_path: Path) ->
     assert b"<svg" in (tmp_path / "odd.svg").read_bytes()
     fact_figure(odd, tmp_path / "odd.pdf")
     assert (tmp_path / "odd.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_choice_only_gives_the_last_subject_token_as_a_whole_trace_does(tiny_gpt2: EditableModel) -> None:
+    model = tiny_gpt2
+    question = _question(model, *PROMPTS["the middle"])
+    whole = trace_fact(model, question, TraceSettings(sites=("layer", "mlp"), samples=3), 0.3)
+    part = trace_fact(model, question, TraceSettings(sites=("layer", "mlp"), samples=3, choice_only=True), 0.3)
+    last = question.subject.stop - 1
+    for site, restored in part.restored.items():
+        assert np.allclose(restored[last], whole.restored[site][last], rtol=1e-4)
+        assert np.isnan(np.delete(restored, last, axis=0)).all()

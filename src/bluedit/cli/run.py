@@ -58,7 +58,7 @@ def run(
 
     from bluedit.experiments import Experiment
     from bluedit.models import load_model
-    from bluedit.reports.tables import COLUMNS, comparisons, rows
+    from bluedit.reports.tables import columns, comparisons, rows
     from bluedit.storage.files import writable_target
 
     folder = out or Path("runs") / chosen.name
@@ -74,7 +74,7 @@ def run(
         console.emit(document)
         return
     title = f"{chosen.title or chosen.name}: percent [95 % interval]"
-    console.show(console.Table(COLUMNS, rows(document), title=title))
+    console.show(console.Table(columns(document), rows(document), title=title))
     for line in comparisons(document):
         console.show(line)
     console.say(f"written to {folder / 'table.json'} and {folder / 'table.md'}")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-__all__ = ["Estimate", "bootstrap", "share"]
+__all__ = ["Estimate", "bootstrap", "pooled_share", "share"]
 
 _Z = 1.959963984540054
 _RESAMPLES = 2000
@@ -52,6 +52,24 @@ def share(cases: Sequence[Sequence[float]]) -> Estimate:
             size = min(max(mean * (1 - mean) / variance, 1.0), float(sum(map(len, cases))))
     low, high = _wilson(mean, size)
     return Estimate(100 * mean, 100 * low, 100 * high, count)
+
+
+def pooled_share(hits: Sequence[float], counts: Sequence[int]) -> Estimate:
+    """The share of hits among all outcomes of all clusters, sum(hits) / sum(counts), with a Wilson interval.
+
+    As :func:`share`, but that every outcome counts alike, and not every cluster. The effective sample size is
+    p (1 - p) / Var(p), with the variance of a ratio over clusters; where nothing varies, clusters are what is counted.
+    """
+    clusters, total = len(counts), float(sum(counts))
+    mean = sum(hits) / total
+    size = float(clusters)
+    if 0 < mean < 1 and clusters > 1:
+        squares = sum((hit - mean * count) ** 2 for hit, count in zip(hits, counts, strict=True))
+        variance = squares * clusters / (clusters - 1) / total**2
+        if variance > 0:
+            size = min(max(mean * (1 - mean) / variance, 1.0), total)
+    low, high = _wilson(mean, size)
+    return Estimate(100 * mean, 100 * low, 100 * high, clusters)
 
 
 def _wilson(mean: float, size: float) -> tuple[float, float]:

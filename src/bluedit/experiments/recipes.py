@@ -33,7 +33,7 @@ from bluedit.methods import Method, find_method
 from bluedit.storage.parsing import is_file, parse_toml, read_text
 from bluedit.strategies import find_strategy
 
-__all__ = ["Recipe", "Run", "find_recipe", "read_recipe"]
+__all__ = ["TEXT_KEYS", "Recipe", "Run", "find_recipe", "read_recipe"]
 
 _FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 """Where recipes lie in an installed package, and in a checkout."""
@@ -91,6 +91,12 @@ class Recipe(BaseModel):
     corpus: Text | None = None
     samples: Count | None = None
     seed: int = 0
+    text: Text | None = None
+    """Held-out text that the models are read on before and after: text:FILE, as a corpus."""
+    text_skip: Annotated[int | None, Field(ge=0)] = None
+    """Leave out so many documents at the text's beginning, which the corpus may have used."""
+    text_tokens: Count | None = None
+    """How many tokens of it are predicted; 10,000 when left out."""
     runs: Annotated[tuple[Run, ...], Field(min_length=1)]
 
     @property
@@ -100,6 +106,10 @@ class Recipe(BaseModel):
         return tuple(
             name if plain.count(name) == 1 else f"{name}-{plain[: index + 1].count(name)}" for index, name in enumerate(plain)
         )
+
+
+TEXT_KEYS = frozenset({"text", "text_skip", "text_tokens"})
+"""The keys of held-out text, which recipes need not have."""
 
 
 def find_recipe(name: str) -> Path:

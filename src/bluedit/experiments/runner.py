@@ -7,6 +7,7 @@ An experiment's folder:
 | `recipe.json` | the recipe as it was understood, and the fingerprint of the model's weights |
 | `before.json` | the scores of the unedited model |
 | `NAME/session/` | the saved session of a run under way |
+| `values/` | values that runs share, until all runs are done |
 | `NAME/result.json`, `NAME/patch.safetensors` | a finished run: settings, scores, outcomes, drift, seconds; and its edit |
 | `table.json`, `table.md` | all runs side by side, once all are done |
 """
@@ -18,15 +19,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bluedit.datasets import Case, read_dataset
-from bluedit.editing import Progress, silent
+from bluedit.editing import Progress, plan_edit, silent
 from bluedit.edits import Patch
 from bluedit.errors import DamagedFileError, RecipeError
 from bluedit.evaluation import Scores, compare, protocol, score_cases
-from bluedit.experiments.recipes import Recipe, Run
+from bluedit.evaluation.language import HeldOutText, TextScores, draw_rows
+from bluedit.experiments.recipes import TEXT_KEYS, Recipe, Run
+from bluedit.experiments.sharing import SharedValues, edited_layers
 from bluedit.models import MODULE_MAPS, EditableModel
 from bluedit.reports.tables import markdown
 from bluedit.sessions import SESSION, SESSION_MARKER, Session
@@ -42,7 +46,9 @@ RECIPE_MARKER = "recipe.json"
 """The file that shows a folder to be an experiment's."""
 _WRITTEN = re.compile(
     r"(recipe|before|table)\.json|table\.md|[^/]+/(|result\.json|patch\.safetensors|session/(session\.json|[a-z]+-[\d-]+\.safetensors|))"
+    r"|values/[0-9a-f]{32}\.safetensors"
 )
+_TEXT_TOKENS = 10_000
 _COMPARED = ("ES", "PS", "NS", "S")
 
 
@@ -70,6 +76,7 @@ class Experiment:
         **Raises** :class:`~bluedit.errors.RecipeError` when the folder holds the results of another recipe or model.
         """
         cases = read_dataset(self.recipe.dataset, self.recipe.facts)
+        self._check_text()
         with claimed(self.folder):
             if self.replace and self.folder.exists():
                 remove_output(self.folder, EXPERIMENT)
@@ -79,11 +86,12 @@ class Experiment:
         """The experiment, from where the folder has it."""
         self._claim()
         before = self._before(cases, progress)
+        values = SharedValues(self.folder / "values", self.fingerprint, self._edited_layers())
         runs = list(zip(self.recipe.names, self.recipe.runs, strict=True))
         results: dict[str, dict[str, Any]] = {}
         for name, run in runs:
             path = self.folder / name / "result.json"
-            results[name] = _read(path, name) if path.is_file() else self._run(name, run, cases, progress)
+            results[name] = _read(path, name) if path.is_file() else self._run(name, run, cases, values, progress)
         document = {
             "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
             "model_fingerprint": self.fingerprint,
@@ -94,12 +102,13 @@ class Experiment:
         _write(self.folder / "table.json", document, "table")
         with atomic_file(self.folder / "table.md") as temporary:
             temporary.write_text(markdown(document), encoding="utf-8")
+        values.remove()
         return document
 
     def _claim(self) -> None:
         """Make the folder this experiment's, or see that it is."""
         claim = {
-            "recipe": self.recipe.model_dump(mode="json", exclude={"title"}),
+            "recipe": self.recipe.model_dump(mode="json", exclude={"title", *self._without}),
             "model_fingerprint": self.fingerprint,
         }
         if self.model.structure.map not in MODULE_MAPS:
@@ -120,17 +129,65 @@ class Experiment:
         if not path.is_file():
             scores = score_cases(self.model, cases, progress=lambda done, total: progress("scoring, unedited", done, total))
             tag = self._protocol(cases)
-            _write(path, {"scores": scores.as_dict(), "protocol": tag}, "before")
+            _write(path, {"scores": scores.as_dict(), **self._read_text(progress), "protocol": tag}, "before")
         return _read(path, "before")
 
-    def _run(self, name: str, run: Run, cases: Sequence[Case], progress: Progress) -> dict[str, Any]:
+    @property
+    def _without(self) -> set[str]:
+        """The keys of held-out text where the recipe has none: folders were claimed without them."""
+        return set(TEXT_KEYS) if self.recipe.text is None else set()
+
+    def _check_text(self) -> None:
+        """**Raises** :class:`~bluedit.errors.RecipeError` where the corpus uses what should be held out."""
+        recipe = self.recipe
+        if recipe.text is None:
+            if recipe.text_skip is not None or recipe.text_tokens is not None:
+                raise RecipeError("text_skip and text_tokens say how much of the held-out text is used; name it: text = ...")
+            return
+        if recipe.corpus is None or read_corpus(recipe.corpus).identity != read_corpus(recipe.text).identity:
+            return
+        if recipe.samples is None or recipe.samples > (recipe.text_skip or 0):
+            raise RecipeError(
+                "corpus and held-out text are the same, and second moments would be taken over what is held out; set samples, "
+                "and text_skip to no less"
+            )
+
+    @cached_property
+    def _text(self) -> HeldOutText | None:
+        """The held-out text, with what the unedited model makes of it: made before anything is edited."""
+        recipe = self.recipe
+        if recipe.text is None:
+            return None
+        documents = islice(read_corpus(recipe.text).documents(), recipe.text_skip or 0, None)
+        return HeldOutText(self.model, draw_rows(self.model, documents, recipe.text_tokens or _TEXT_TOKENS))
+
+    def _read_text(self, progress: Progress) -> dict[str, Any]:
+        """The entry of a result on held-out text, for the model as it is; none where the recipe names no text."""
+        text = self._text
+        if text is None:
+            return {}
+        progress("reading held-out text", 0, len(text.rows))
+        scores: TextScores = text.scores(self.model, progress=lambda rows: progress("reading held-out text", rows, None))
+        return {"text": scores.as_dict()}
+
+    def _edited_layers(self) -> tuple[int, ...]:
+        recipe = self.recipe
+        corpus = Statistics(read_corpus(recipe.corpus), recipe.samples) if recipe.corpus else None
+        return edited_layers(
+            plan_edit(self.model, (), method=run.resolve(), layers=run.layers, corpus=corpus, templates=("{}",))
+            for run in recipe.runs
+        )
+
+    def _run(self, name: str, run: Run, cases: Sequence[Case], values: SharedValues, progress: Progress) -> dict[str, Any]:
         """One run from where it was left, to its result."""
+        _ = self._text
         saved = self.folder / name / "session"
         session = (
             Session.resume(saved, self.model, method=run.resolve())
             if (saved / SESSION_MARKER).is_file()
             else self._session(run)
         )
+        session.values = values
         try:
             size = self.recipe.batch_size or len(cases)
             batches = [cases[start : start + size] for start in range(0, len(cases), size)]
@@ -142,11 +199,12 @@ class Experiment:
             patch = session.finish()
             started = time.monotonic()
             scores = score_cases(self.model, cases, progress=lambda done, total: progress(f"scoring {run.label}", done, total))
-            seconds = {"editing": patch.manifest.seconds, "scoring": round(time.monotonic() - started, 3)}
-            seconds["batches"] = [one.manifest.seconds for one in session.patches]  # type: ignore[assignment]
+            seconds: dict[str, Any] = {"editing": patch.manifest.seconds, "scoring": round(time.monotonic() - started, 3)}
+            seconds["batches"] = [one.manifest.seconds for one in session.patches]
+            text = self._read_text(progress)
         finally:
             session.undo(len(session))
-        result = self._result(name, run, patch, scores, seconds, batches)
+        result = self._result(name, run, patch, scores, seconds, batches, text)
         patch.save(self.folder / name / "patch.safetensors", replace=True)
         _write(self.folder / name / "result.json", result, name)
         discard(saved, SESSION)
@@ -171,6 +229,7 @@ class Experiment:
         scores: Scores,
         seconds: dict[str, Any],
         batches: Sequence[Sequence[Case]],
+        text: Mapping[str, Any],
     ) -> dict[str, Any]:
         manifest = patch.manifest
         ends = {"first": batches[0], "middle": batches[len(batches) // 2], "latest": batches[-1]}
@@ -183,6 +242,7 @@ class Experiment:
             "layers": list(manifest.layers),
             "settings": manifest.settings,
             "scores": scores.as_dict(),
+            **text,
             "retention": {end: scores.of([case.fact.id for case in batch]).as_dict() for end, batch in ends.items()},
             "drift": {
                 weight: {

@@ -7,22 +7,44 @@ from typing import Any
 
 from bluedit.reports.text import visible
 
-__all__ = ["COLUMNS", "comparisons", "markdown", "rows", "short"]
+__all__ = ["COLUMNS", "columns", "comparisons", "markdown", "rows", "short"]
 
 COLUMNS = ("", "ES", "PS", "NS", "S", "weight drift", "seconds")
+_TEXT_COLUMNS = ("perplexity", "KL", "top-1")
 _SCORES = ("ES", "PS", "NS", "S")
 
 
+def columns(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns of an experiment's table: :data:`COLUMNS`, and what was measured on held-out text, if it was."""
+    return (*COLUMNS[:5], *_TEXT_COLUMNS, *COLUMNS[5:]) if "text" in document["before"] else COLUMNS
+
+
 def rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row per run, the unedited model first: scores in percent with 95 % intervals, the largest relative change of a
-    weight (||D|| / ||W||), and the seconds that editing took."""
-    unedited = ("unedited", *_scores(document["before"]["scores"]), "-", "-")
-    return [unedited, *(_row(run) for run in document["runs"])]
+    """One row per run, the unedited model first: scores in percent with 95 % intervals, where held-out text was read its
+    perplexity with the change in percent, KL(unedited || edited) in nats per token and the share of tokens with the same most
+    likely token, the largest relative change of a weight (||D|| / ||W||), and the seconds that editing took."""
+    before = document["before"]
+    text: tuple[str, ...] = ()
+    if "text" in before:
+        text = ("{value:.1f} [{low:.1f}, {high:.1f}]".format(**before["text"]["perplexity"]), "-", "-")
+    return [("unedited", *_scores(before["scores"]), *text, "-", "-"), *(_row(run) for run in document["runs"])]
 
 
 def _row(run: Mapping[str, Any]) -> tuple[str, ...]:
     drift = max((weight["relative_norm"] for weight in run["drift"].values()), default=0.0)
-    return (run["label"], *_scores(run["scores"]), f"{drift:.2f}", f"{run['seconds']['editing']:.0f}")
+    return (run["label"], *_scores(run["scores"]), *_text(run), f"{drift:.2f}", f"{run['seconds']['editing']:.0f}")
+
+
+def _text(run: Mapping[str, Any]) -> tuple[str, ...]:
+    if "text" not in run:
+        return ()
+    text = run["text"]
+    change = "{value:+.1f} % [{low:+.1f}, {high:+.1f}]".format(**text["perplexity_change"])
+    return (
+        f"{text['perplexity']['value']:.1f} ({change})",
+        "{value:.4f} [{low:.4f}, {high:.4f}]".format(**text["kl"]),
+        "{value:.1f} [{low:.1f}, {high:.1f}]".format(**text["top1"]),
+    )
 
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
@@ -55,7 +77,14 @@ def markdown(document: Mapping[str, Any]) -> str:
         f"the largest ||W_n - W_0|| / ||W_0|| of the changed weights. {versions}; seed {recipe['seed']}.",
         "",
     ]
-    table = [_line(COLUMNS), _line(("---",) * len(COLUMNS)), *(_line(row) for row in rows(document))]
+    if "text" in document["before"]:
+        text = document["before"]["text"]
+        head[2] += (
+            f" Perplexity (and its change), KL(unedited || edited) in nats per token, and top-1 agreement with the unedited "
+            f"model: {text['tokens']:,} tokens of `{recipe['text']}`, {text['documents']} documents, intervals over documents."
+        )
+    names = columns(document)
+    table = [_line(names), _line(("---",) * len(names)), *(_line(row) for row in rows(document))]
     differences = comparisons(document)
     tail = ["", "Differences in points, paired over cases (95 % bootstrap):", "", *(f"- {line}" for line in differences)]
     settings = [

@@ -24,7 +24,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bluedit.editing import EditOptions, Facts, Metrics, Plan, Progress, constrain_sequence, plan_edit, run_batch, silent
+from bluedit.editing import (
+    EditOptions,
+    Facts,
+    Metrics,
+    Plan,
+    Progress,
+    ValueStore,
+    constrain_sequence,
+    plan_edit,
+    run_batch,
+    silent,
+)
 from bluedit.edits import Patch, applied_patches, merge
 from bluedit.edits.patch import arrange, restore_ledger, weights_without
 from bluedit.errors import InputError, SessionError
@@ -98,6 +109,8 @@ class Session:
         self._folders: dict[Path, SavedFolder] = {}
         self._id = uuid.uuid4().hex
         self._hashes: dict[tuple[str, ...], str] = {}
+        self.values: ValueStore | None = None
+        """Values that are shared with other sessions on this model, see :mod:`bluedit.experiments.sharing`."""
 
     @classmethod
     def following(cls, model: EditableModel, plan: Plan) -> Session:
@@ -149,7 +162,7 @@ class Session:
                 f"the sequence is finished: {self.plan.method.name} acted on its whole change; reopen() it to go on"
             )
         plan = self.plan.with_facts(self.model, facts, start=len(self.facts), on_conflict=on_conflict)
-        patch, keys = run_batch(self.model, plan, self._metrics, progress)
+        patch, keys = run_batch(self.model, plan, self._metrics, progress, store=self.values)
         patch.apply(self.model, check=False)
         try:
             self._metrics.absorb(keys)
@@ -195,7 +208,7 @@ class Session:
         if self._whole is not None:
             return self._whole
         whole = merge(self.patches)
-        if not self._ends_with_restraint:
+        if not self._ends_with_constraint:
             return whole
         before = weights_without(self.patches, whole.changes, self.model)
         oriented = self.model.structure.oriented
@@ -228,7 +241,7 @@ class Session:
         return [*applied[:place], *self.patches, *applied[place + 1 :]]
 
     @property
-    def _ends_with_restraint(self) -> bool:
+    def _ends_with_constraint(self) -> bool:
         constraint = self.plan.method.constraint
         return constraint is not None and constraint.when == "sequence"
 
@@ -238,7 +251,7 @@ class Session:
         **Raises** :class:`~bluedit.errors.SessionError` when that is not what the method means: its constraint acts at the
         end of the sequence.
         """
-        if self._ends_with_restraint and self._whole is None:
+        if self._ends_with_constraint and self._whole is None:
             raise SessionError(
                 f"{self.plan.method.name} acts at the end of the sequence, which has not come; call finish() first"
             )

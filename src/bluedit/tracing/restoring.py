@@ -60,6 +60,8 @@ class TraceSettings:
     - `window`: over how many layers MLPs or attention are restored; None is the published 10 of 48 layers, scaled to the
       model's depth.
     - `seed`: of the noise.
+    - `choice_only`: restore at the subject's last token alone, which is all that a choice of layers looks at. The other tokens'
+      effects are nan.
 
     **Raises** :class:`~bluedit.errors.SettingsError` for values out of range.
     """
@@ -69,6 +71,7 @@ class TraceSettings:
     samples: int = 10
     window: int | None = None
     seed: int = 0
+    choice_only: bool = False
 
     def __post_init__(self) -> None:
         for site in self.sites:
@@ -93,7 +96,10 @@ class TraceSettings:
         return range(max(0, layer - window // 2), min(depth, layer + (window + 1) // 2))
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"sites": list(self.sites)}
+        document = asdict(self) | {"sites": list(self.sites)}
+        if not self.choice_only:
+            del document["choice_only"]  # as traces were described before there was a choice
+        return document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +187,8 @@ def trace_fact(
 
     **Raises** :class:`~bluedit.errors.NumericsError` naming the fact whose logits are not finite.
 
-    **Cost**: per site S T runs from each of the L layers upwards, over the tokens from the subject on.
+    **Cost**: per site S T runs from each of the L layers upwards, over the tokens from the subject on; S runs with
+    `choice_only`.
     """
     depth, length, first = model.structure.depth, len(question.ids), question.subject.start
     starts: dict[int, list[tuple[Component, int]]] = {}
@@ -196,7 +203,8 @@ def trace_fact(
         rows = (Row(question.ids, first),) * settings.samples
         with _added_to_embeddings(model, noise_STD):
             corrupted = float(_probabilities(model, rows, question.answer).mean())
-        restored = {site: np.full((length, depth), corrupted) for site in settings.sites}
+        untouched = float("nan") if settings.choice_only else corrupted
+        restored = {site: np.full((length, depth), untouched) for site in settings.sites}
         for start, places in sorted(starts.items()):
             with _added_to_embeddings(model, noise_STD):
                 run = SuffixBatch(model, rows, start, share=False)
@@ -204,12 +212,17 @@ def trace_fact(
                 layers = settings.layers(site, layer, depth)
                 # What the last layer does at any other token is read by nobody.
                 tokens = range(length - 1 if layers.start == depth - 1 else first, length)
+                if settings.choice_only:
+                    last = question.subject.stop - 1
+                    restored[site][last, layer] = corrupted
+                    tokens = range(max(tokens.start, last), min(tokens.stop, last + 1))
                 step = max(1, token_budget // (settings.samples * (length - first)))
                 for begin in range(tokens.start, tokens.stop, step):
                     chosen = range(begin, min(begin + step, tokens.stop))
                     values = _restore(model, run, noise_STD[:, first:], clean, site, layers, chosen, question)
                     restored[site][chosen.start : chosen.stop, layer] = values
-    if not all(np.isfinite(values).all() for values in (clean.probability, corrupted, *restored.values())):
+    traced = slice(question.subject.stop - 1, question.subject.stop) if settings.choice_only else slice(None)
+    if not all(np.isfinite(one).all() for one in (clean.probability, corrupted, *(v[traced] for v in restored.values()))):
         raise NumericsError(f"tracing fact {excerpt(question.id)}: {no_logits(question.prompt)}")
     return FactTrace(
         id=question.id,

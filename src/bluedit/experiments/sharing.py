@@ -1,0 +1,111 @@
+"""Values that runs of one experiment share.
+
+*Concept.* What is optimised for facts at a layer depends on the facts, the layer, the templates, the objective, its settings,
+and the model as it is edited then; on nothing else. MEMIT, RECT, PRUNE and AlphaEdit ask for the same values at the last
+critical layer of the unedited model, and with BLUE at the first; MEMIT, RECT and PRUNE even at the last, after the same
+change of the first.
+
+*Mechanism.* A key is the hash of all that. The hashes of those weights that any run of the experiment changes tell the
+edited state. Values lie in the experiment's folder, a file per key, written whole or not at all, so that a run that was killed
+finds them too; they are bit for bit what would be optimised again. A damaged file is as good as none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bluedit.editing import Plan
+from bluedit.editors.closed_form.optimizer import Values
+from bluedit.errors import DamagedFileError
+from bluedit.models import EditableModel
+from bluedit.storage.tensors import read_tensors, write_tensors
+
+__all__ = ["SharedValues"]
+
+
+@dataclass
+class SharedValues:
+    """A folder of values.
+
+    - `base`: the fingerprint of the unedited model.
+    - `layers`: those whose weights any run changes.
+    """
+
+    folder: Path
+    base: str
+    layers: tuple[int, ...]
+
+    def recall(self, model: EditableModel, plan: Plan, layer: int) -> tuple[Values, float] | None:
+        """What was kept for the plan's facts at `layer` of the model as it is now, and the seconds it took; None if nothing."""
+        key = self._key(model, plan, layer)
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        try:
+            stored = read_tensors(path, key=key)
+            about: dict[str, Any] = json.loads(stored.metadata["values"])
+            device = model.weight(layer).device
+            targets, initial = (stored.tensors[name].to(device).T for name in ("targets", "initial"))
+            if about["contiguous"]:
+                # Laid out otherwise, the same numbers could be summed in another order later.
+                targets, initial = targets.contiguous(), initial.contiguous()
+            values = Values(layer, targets, initial, tuple(about["evaluations"]), tuple(about["losses"]))
+            return values, float(about["seconds"])
+        except (DamagedFileError, KeyError, ValueError):
+            path.unlink(missing_ok=True)
+            return None
+
+    def keep(self, model: EditableModel, plan: Plan, layer: int, values: Values, seconds: float) -> None:
+        """Write values to the folder."""
+        key = self._key(model, plan, layer)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = {
+            "evaluations": values.evaluations,
+            "losses": values.losses,
+            "seconds": round(seconds, 3),
+            "contiguous": values.targets_DN.is_contiguous(),
+        }
+        tensors = {"targets": values.targets_DN.T, "initial": values.initial_DN.T}
+        write_tensors(self._path(key), tensors, {"values": json.dumps(about)}, key=key)
+
+    def remove(self) -> None:
+        """Remove what was kept."""
+        if self.folder.is_dir():
+            for path in self.folder.glob("*.safetensors"):
+                path.unlink()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def _key(self, model: EditableModel, plan: Plan, layer: int) -> str:
+        settings, objective = plan.settings.as_dict(), plan.method.objective
+        text = json.dumps(
+            {
+                "model": self.base,
+                "weights": {edited: model.weight_fingerprint(edited) for edited in self.layers},
+                # A checkpoint has one fingerprint in every precision.
+                "computed": [str(model.dtype), model.device.type, torch.get_num_threads()],
+                "chat": asdict(model.text.chat) if model.text.chat else None,
+                "layer": layer,
+                "facts": [(fact.prompt, fact.subject, fact.target) for fact in plan.facts],
+                "templates": plan.templates,
+                "objective": asdict(objective),
+                "settings": {name: settings[name] for name in objective.uses},
+            },
+            sort_keys=True,
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def edited_layers(plans: Iterable[Plan]) -> tuple[int, ...]:
+    """The layers that any of these plans changes."""
+    return tuple(sorted({step.layer for plan in plans for step in plan.method.strategy.steps(plan.layers)}))
