@@ -12,7 +12,7 @@ from bluedit.errors import ModelError, first_line
 from bluedit.models.editable import context_length, takes_positions
 from bluedit.models.layout.maps import ModuleMap
 from bluedit.models.layout.structure import Structure, discover
-from bluedit.models.loading import UNQUANTISED, quantisation
+from bluedit.models.opening import UNQUANTISED, quantisation
 
 __all__ = ["check_architecture", "check_precision"]
 

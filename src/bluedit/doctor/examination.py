@@ -28,7 +28,7 @@ from bluedit.methods import Method
 from bluedit.models.gguf import read_gguf, read_gguf_config
 from bluedit.models.layout.maps import ModuleMap
 from bluedit.models.layout.structure import Structure
-from bluedit.models.loading import choose_device, choose_dtype, quantisation
+from bluedit.models.opening import choose_device, choose_dtype, quantisation
 from bluedit.models.weight_files import read_weight_files
 
 __all__ = ["examine"]
