@@ -1,5 +1,4 @@
-"""Where second moments come from: texts, data sets of the Hugging Face hub, a synthetic world, texts that ship with bluedit,
-or a file of statistics."""
+"""The corpus that second moments are taken over: texts, data sets of the hub, the synthetic world, or a file of moments."""
 
 from __future__ import annotations
 
