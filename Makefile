@@ -54,10 +54,10 @@ format: $(VENV)/.installed-dev ## put the code in order
 	$(BIN)/ruff format .
 
 zoo: $(VENV)/.installed ## train the embedded model from nothing (about twenty minutes on two cores)
-	$(BIN)/python -m bluedit.zoo.train gpt2-mini
+	PYTHONPATH=tools $(BIN)/python -m zoo.train gpt2-mini
 
 sweep: $(VENV)/.installed ## the sweep that chose gpt2-mini's layers and settings
-	$(BIN)/python benchmarks/sweep_gpt2_mini.py
+	PYTHONPATH=tools $(BIN)/python benchmarks/sweep_gpt2_mini.py
 
 bench: $(VENV)/.installed ## the benchmarks: against the textbook, and batch after batch
 	$(BIN)/python benchmarks/speed.py

@@ -1,8 +1,8 @@
 """Where to start value optimisation: at 0, or where a ridge regression on facts already optimised says. `--help` for sizes.
 
 First, the mean loss of facts after so many evaluations, from either start, and after how many the warm start is where the cold
-one ends; the regression is fitted on other facts. Then the scores of an edit of all facts from 0, of edits with `warm_start_after`,
-and of one that simply stops earlier, with the evaluations they took.
+one ends; the regression is fitted on other facts. Then the scores of an edit of all facts from 0, of edits with
+`warm_start_after`, and of one that simply stops earlier, with the evaluations they took.
 """
 
 from __future__ import annotations

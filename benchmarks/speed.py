@@ -155,7 +155,7 @@ def update(size: int = 6400, facts: int = 100, width: int = 1600) -> dict[str, A
     prior_FF = samples_TF.T @ samples_TF / len(samples_TF)
     keys_FN = torch.randn(size, facts, generator=generator, dtype=torch.float64)
     residual_DN = torch.randn(width, facts, generator=generator, dtype=torch.float64)
-    making, metric = timed(lambda: InverseMetric.from_second_moment(prior_FF, 1.0, shrinkage=0.1))
+    making, metric = timed(lambda: InverseMetric(*SecondMoment(prior_FF, len(samples_TF)).inverse(0.1)))
     shrunk_FF = 0.9 * prior_FF
     shrunk_FF.diagonal().add_(0.1 * prior_FF.diagonal().mean())
     dense, expected_DF = timed(lambda: textbook.dense_update(shrunk_FF, keys_FN, residual_DN))

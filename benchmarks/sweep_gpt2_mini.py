@@ -14,13 +14,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from zoo.card import write_card
+
 from bluedit.datasets import Case, read_dataset
 from bluedit.editing import edit
 from bluedit.evaluation import score_cases
 from bluedit.models import EditableModel, load_model
+from bluedit.models.embedded import EMBEDDED
 from bluedit.storage.files import atomic_file
-from bluedit.zoo import EMBEDDED
-from bluedit.zoo.card import write_card
 
 RESULTS = Path(__file__).parent / "results" / "sweep_gpt2_mini.json"
 DATASET = "world:counterfact:0:1:person"

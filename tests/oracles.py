@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.facts import Fact
 from bluedit.methods import Settings
 from bluedit.models import EditableModel
+from bluedit.statistics import SecondMoment
 
 # -- closed forms --------------------------------------------------------------------------------------------------
 
@@ -318,3 +320,9 @@ def edit(
             layer: restrain_singular_values(change, before[layer], settings.prune_base) for layer, change in changes.items()
         }
     return changes
+
+
+def metric_of(moment_FF: Tensor, weight: float, *, shrinkage: float = 0.0, tokens: int = 0) -> InverseMetric:
+    """B = (lambda C)^-1 as a prior makes it from a stored moment; lambda is `weight`."""
+    inverse_FF, condition = SecondMoment(moment_FF, tokens).inverse(shrinkage)
+    return InverseMetric(inverse_FF / weight, condition)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracles import metric_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -112,7 +113,7 @@ def test_the_closed_form_gives_the_reference_changes(goldens: Goldens, name: str
     for place, layer in enumerate(run["layers"]):
         moment = SecondMoment(goldens.moments[layer], 1)
         if run["L2"] is None:
-            prior = InverseMetric.from_second_moment(moment.matrix_FF, run["lambda"])
+            prior = metric_of(moment.matrix_FF, run["lambda"])
             compared += 1
         else:
             values, _ = moment.eigenbasis

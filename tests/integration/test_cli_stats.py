@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from bluedit import World
 from bluedit.models import EditableModel
+from bluedit.models.memory.machine import Memory
 from bluedit.statistics import Pass
 
 
@@ -124,7 +125,7 @@ def test_what_cannot_be_done_is_said(run: Run, saved_tiny_gpt2: Path, arguments:
 
 
 def test_more_memory_than_there_is_is_warned_of(stats: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bluedit.cli.stats._free_memory", lambda _: 1)
+    monkeypatch.setattr("bluedit.models.memory.machine.memory_of", lambda _: Memory("a small machine", 1, 1))
     assert "warning: that is more than is free" in stats().stderr
 
 

@@ -54,5 +54,5 @@ def test_every_public_name_exists_and_is_listed_once() -> None:
     for name in bluedit.__all__:
         assert getattr(bluedit, name) is not None
     assert dir(bluedit) == sorted(bluedit.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'edits'"):
-        _ = bluedit.edits
+    with pytest.raises(AttributeError, match="attribute edit_facts"):
+        _ = bluedit.edit_facts

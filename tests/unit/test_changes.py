@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bluedit.edits import Change, Dense, LowRank, Masked, Patch, merge
+from bluedit.edits.base import applied_patches
 from bluedit.edits.changes import largest_singular_value, read_change, total
 from bluedit.edits.checkpoint import read_ledger, save_checkpoint
 from bluedit.edits.manifest import OptimisationRecord, WeightRecord
-from bluedit.edits.base import applied_patches
 from bluedit.errors import PatchError
 from bluedit.models import EditableModel, load_model
 

@@ -28,8 +28,7 @@ from transformers import (
     T5Config,
 )
 
-from bluedit import doctor
-from bluedit.doctor import Examination, examine
+from bluedit.doctor import Examination, cost, examine
 from bluedit.errors import ModelError, SettingsError
 from bluedit.methods import ALPHAEDIT, MEMIT, METHODS, blue
 from bluedit.models import EditableModel, discover, load_model
@@ -45,7 +44,7 @@ _SMALL = {"vocab_size": 500, "hidden_size": 32, "intermediate_size": 40, "num_hi
 @pytest.fixture(autouse=True)
 def _known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of a known speed: nothing is measured."""
-    monkeypatch.setattr(doctor, "product_speed", lambda *_: 1e11)
+    monkeypatch.setattr(cost, "product_speed", lambda *_: 1e11)
 
 
 @pytest.fixture
@@ -391,7 +390,7 @@ def test_plan_follows_method_and_precision(folder: Path) -> None:
 def test_memory_is_compared_with_what_there_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int, status: str
 ) -> None:
-    monkeypatch.setattr(doctor, "memory_of", lambda _: Memory("a small machine", total, free))
+    monkeypatch.setattr(cost, "memory_of", lambda _: Memory("a small machine", total, free))
     found = _look(folder)
     assert _statuses(found)["memory"] == status
     assert ("--dtype bfloat16" in _said(found, "memory")) == (status != "ok")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bluedit.datasets import Case, read_dataset
 from bluedit.errors import DatasetError
-from bluedit.evaluation import Estimate, score_cases
+from bluedit.evaluation import score_cases
 from bluedit.evaluation.intervals import bootstrap, share
 from bluedit.evaluation.scoring import answer_queries
 from bluedit.facts import Fact
@@ -119,11 +119,6 @@ def test_the_bootstrap_covers_a_mean() -> None:
     half = 1.96 * 100 * values.std(ddof=1) / math.sqrt(400)
     assert estimate.high - estimate.low == pytest.approx(2 * half, rel=0.1)
     assert estimate == bootstrap(400, lambda chosen: float(values[chosen].mean()))
-
-
-def test_intervals_know_whether_they_overlap() -> None:
-    assert Estimate(50, 40, 60, 10).overlaps(Estimate(65, 60, 70, 10))
-    assert not Estimate(50, 40, 60, 10).overlaps(Estimate(65, 60.1, 70, 10))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bluedit.editors.layer_cache import Choice
 from bluedit.edits import Patch
 from bluedit.edits.checkpoint import CHECKPOINT, read_ledger
 from bluedit.errors import InputError, PatchError, SessionError, StatisticsError
@@ -23,7 +24,6 @@ from bluedit.models import EditableModel, load_model
 from bluedit.sessions import Session, describe_session
 from bluedit.statistics import SharedStatistics, Statistics, read_corpus
 from bluedit.storage.files import writable_target
-from bluedit.editors.layer_cache import Choice
 from bluedit.tracing.trace import Trace
 from bluedit.tuning import read_tuning
 

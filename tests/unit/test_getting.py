@@ -19,9 +19,9 @@ from bluedit.doctor import examine
 from bluedit.errors import InputError, ModelError, SettingsError
 from bluedit.methods import MEMIT
 from bluedit.models import getting, load_model
+from bluedit.models.embedded import DOWNLOADS, Download
 from bluedit.models.getting import get_model, model_got, origin_of
 from bluedit.storage.files import cache_folder
-from bluedit.zoo import DOWNLOADS, Download
 
 NAME = "tiny-llama"
 

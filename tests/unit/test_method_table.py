@@ -649,7 +649,7 @@ def known_model(monkeypatch: pytest.MonkeyPatch) -> Preset:
         one_layer={"rome": 2, "ft-l": 0},
         settings={"": {"lambda": 3.0, "v_lr": 0.2}, "memit+boundary": {"lambda": 4.0}},
     )
-    monkeypatch.setattr("bluedit.editing.lookup", lambda config: known)
+    monkeypatch.setattr("bluedit.editing.find_preset", lambda config: known)
     return known
 
 

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 import bluedit
 from bluedit.edits import LowRank, Manifest, Patch
+from bluedit.edits.base import applied_patches, original_weights
 from bluedit.edits.checkpoint import read_ledger, save_checkpoint
 from bluedit.edits.manifest import FORMAT_VERSION
-from bluedit.edits.base import applied_patches, original_weights
 from bluedit.errors import InputError, PatchError
 from bluedit.facts import Fact
 from bluedit.models import EditableModel, load_model

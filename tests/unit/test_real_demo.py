@@ -11,8 +11,8 @@ from bluedit.cli.demo_real import read_questions, show
 from bluedit.editors.presets import PRESETS
 from bluedit.errors import StatisticsError
 from bluedit.facts import check_facts
+from bluedit.models.embedded import DOWNLOADS, EMBEDDED, TEXTS
 from bluedit.statistics import read_corpus
-from bluedit.zoo import DOWNLOADS, EMBEDDED, TEXTS
 
 
 @pytest.mark.parametrize("name", DOWNLOADS)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from bluedit.errors import ResourceError
 from bluedit.evaluation.scoring import answer_queries
 from bluedit.models import Batch, EditableModel, Row
-from bluedit.models import budget as budgets
 from bluedit.models.forward.prefix_sharing import SharedBeginnings, common_beginnings
+from bluedit.models.memory import budget as budgets
 from bluedit.models.memory.budget import TokenBudget, gradient_budget, in_batches, plain_budget
 
 TEXTS = (
@@ -115,9 +115,14 @@ def test_batches_keep_to_their_budget_longest_first() -> None:
     assert [index for chosen in given_order for index in chosen] == list(range(7))
 
 
-@pytest.mark.parametrize(
-    "kind", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory")]
-)
+def too_much() -> Exception:
+    """What the CPU's allocator raises: more than any address space holds."""
+    with pytest.raises(RuntimeError, match="can't allocate memory") as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), too_much()])
 def test_a_batch_that_runs_out_of_memory_is_halved_and_nothing_is_lost(kind: Exception) -> None:
     ran: list[int] = []
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from oracles import metric_of
 from torch import Tensor
 
 from bluedit import SECOND_MOMENT, Settings, Statistics, World, read_corpus
-from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.errors import NumericsError, StatisticsError
 from bluedit.models import Batch, EditableModel, Row
-from bluedit.statistics import Pass, SecondMoment, SharedStatistics, moments, packing, second_moments, store
+from bluedit.statistics import Pass, SecondMoment, SharedStatistics, batching, moments, second_moments, store
 from bluedit.statistics.convergence import is_due, measure
 from bluedit.statistics.corpus import Corpus
 
@@ -29,9 +29,9 @@ LAYERS = (1, 2)
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows, batches and blocks so small that few documents make many of them."""
-    monkeypatch.setattr(packing, "_WINDOW_DOCUMENTS", 32)
-    monkeypatch.setattr(packing, "_BATCH_TOKENS", 256)
-    monkeypatch.setattr(packing, "_BLOCK_TOKENS", 300)
+    monkeypatch.setattr(batching, "_WINDOW_DOCUMENTS", 32)
+    monkeypatch.setattr(batching, "_BATCH_TOKENS", 256)
+    monkeypatch.setattr(batching, "_BLOCK_TOKENS", 300)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     run, add = Pass.run, Pass._add
     monkeypatch.setattr(Pass, "run", lambda self, *a, **k: (passes.append(0), run(self, *a, **k))[1])
 
-    def count(self: Pass, block: packing.Block) -> None:
+    def count(self: Pass, block: batching.Block) -> None:
         passes[-1] += 1
         add(self, block)
 
@@ -122,7 +122,7 @@ def test_no_text_is_refused(tiny_gpt2: EditableModel) -> None:
 def test_batches_hold_every_row_once_and_little_padding() -> None:
     generator = random.Random(0)
     lengths = [min(1024, int(generator.lognormvariate(5, 1.2)) + 1) for _ in range(1024)]
-    found = list(packing.blocks([Row((0,) * length) for length in lengths]))
+    found = list(batching.blocks([Row((0,) * length) for length in lengths]))
     rows = [len(row.ids) for block in found for batch in block.batches for row, _ in batch]
     assert sorted(rows) == sorted(lengths)
     assert sum(even for block in found for batch in block.batches for _, even in batch) == 512
@@ -132,7 +132,7 @@ def test_batches_hold_every_row_once_and_little_padding() -> None:
             padding = size - sum(len(row.ids) for row, _ in batch)
             assert size <= 4096
             assert padding <= max(size / 32, 64)
-        assert block.tokens <= packing.BLOCK_KEYS
+        assert block.tokens <= batching.BLOCK_KEYS
     assert all(block.tokens >= 2048 for block in found[:-1])
     padded, tokens = sum(block.padded for block in found), sum(block.tokens for block in found)
     assert tokens == sum(lengths)
@@ -141,10 +141,10 @@ def test_batches_hold_every_row_once_and_little_padding() -> None:
 
 def test_windows_depend_on_the_documents_alone() -> None:
     texts = [" " if number % 7 == 0 else "x" * (number % 3000) for number in range(1, 4000)]
-    whole = list(packing.windows(texts))
+    whole = list(batching.windows(texts))
     assert [text for window in whole for text in window] == [text for text in texts if text.strip()]
     assert max(map(len, whole)) <= 1024
-    assert list(packing.windows(texts, len(whole[0]))) == whole[1:]
+    assert list(batching.windows(texts, len(whole[0]))) == whole[1:]
 
 
 # -- convergence ---------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(
     whole = Statistics(corpus, folder=tmp_path / "whole", **options).collect(tiny_gpt2, LAYERS)
     add, calls = Pass._add, iter(range(1, 1000))
 
-    def stop(self: Pass, block: packing.Block) -> None:
+    def stop(self: Pass, block: batching.Block) -> None:
         if next(calls) == count:
             raise KeyboardInterrupt
         add(self, block)
@@ -271,7 +271,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(
 def test_an_interruption_keeps_what_is_whole(
     tiny_gpt2: EditableModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, at: int, kept: bool
 ) -> None:
-    monkeypatch.setattr(packing, "_BATCH_TOKENS", 128)  # several batches a block
+    monkeypatch.setattr(batching, "_BATCH_TOKENS", 128)  # several batches a block
     expected = Statistics(corpus, folder=tmp_path / "whole", measured=True).moments(tiny_gpt2, LAYERS)
     statistics = Statistics(corpus, folder=tmp_path, measured=True)  # saves once a minute
     owner, name = (Pass, "_forward") if place == "forward" else (torch, "isfinite")
@@ -366,7 +366,7 @@ def test_the_inverse_is_kept_beside_the_moment(
 ) -> None:
     statistics = Statistics(corpus, folder=tmp_path)
     moment = statistics.moments(tiny_gpt2, [1])[1]
-    direct = InverseMetric.from_second_moment(moment.matrix_FF, 7.0, shrinkage=0.1)
+    direct = metric_of(moment.matrix_FF, 7.0, shrinkage=0.1)
     for settings in (Settings(**{"lambda": 7.0, "shrinkage": 0.1}), Settings(**{"lambda": 3.0, "shrinkage": 0.1})):
         first = SECOND_MOMENT.inverse(moment, settings)
         monkeypatch.setattr(moments, "invert", lambda *_: pytest.fail("inverted again"))

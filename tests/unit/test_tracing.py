@@ -18,6 +18,7 @@ from torch import nn
 
 from bluedit.datasets import Case, World, read_known
 from bluedit.editing import plan_edit
+from bluedit.editors.layer_cache import Choice, recall, remember
 from bluedit.errors import DatasetError, InputError, SettingsError
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
@@ -26,7 +27,6 @@ from bluedit.tracing import restoring
 from bluedit.tracing import trace as tracing
 from bluedit.tracing.choice import choose, choose_layers, layers_by_tracing
 from bluedit.tracing.figures import fact_figure, save_figures
-from bluedit.editors.layer_cache import Choice, recall, remember
 from bluedit.tracing.restoring import FactTrace, Question, TraceSettings, subject_noise, trace_fact
 from bluedit.tracing.trace import GROUPS, LAST_SUBJECT, Trace, groups, trace_cases
 

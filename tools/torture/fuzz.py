@@ -208,8 +208,8 @@ def _load_trace(folder: Path) -> Any:
 
 def _load_checkpoint(folder: Path) -> Any:
     from bluedit.edits import applied_patches
-    from bluedit.edits.checkpoint import read_ledger
     from bluedit.edits.base import original_weights
+    from bluedit.edits.checkpoint import read_ledger
     from bluedit.models import load_model
 
     editable = load_model(str(folder), dtype="auto")

@@ -28,8 +28,8 @@ def traced_layers(
     from bluedit.cli import console
     from bluedit.datasets import read_dataset
     from bluedit.editors.layer_cache import recall
+    from bluedit.models.embedded import EMBEDDED
     from bluedit.tracing.choice import layers_by_tracing
-    from bluedit.zoo import EMBEDDED
 
     choice = None
     if traced is None:

@@ -41,7 +41,7 @@ def demo(
 
     With --real: write a dozen facts into a real language model with BLUE, ask it in several ways, and take them back."""
     from bluedit.errors import SettingsError, did_you_mean
-    from bluedit.zoo import DOWNLOADS, EMBEDDED
+    from bluedit.models.embedded import DOWNLOADS, EMBEDDED
 
     if real and model in EMBEDDED:
         model = next(iter(DOWNLOADS))
@@ -133,13 +133,20 @@ def _compare(model: str, facts: int, device: str | None, dtype: str | None, seed
     if as_json:
         console.emit(document)
     else:
-        console.show(report(document))
-        if sizes := sizes_of_changes(document):
-            console.say(sizes)
-        console.say(
-            f"took {document['seconds']:.0f} s. ES: the new object is preferred; PS: also in phrasings never seen with the "
-            "subject; NS: other subjects keep theirs"
-        )
+        _say(document)
+
+
+def _say(document: Mapping[str, Any]) -> None:
+    """The comparison for people, on the console."""
+    from bluedit.cli import console
+
+    console.show(report(document))
+    if sizes := sizes_of_changes(document):
+        console.say(sizes)
+    console.say(
+        f"took {document['seconds']:.0f} s. ES: the new object is preferred; PS: also in phrasings never seen with the "
+        "subject; NS: other subjects keep theirs"
+    )
 
 
 def report(document: Mapping[str, Any]) -> Any:

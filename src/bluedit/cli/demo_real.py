@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bluedit.models.embedded import TEXTS
 from bluedit.storage.parsing import parse_json, read_text
-from bluedit.zoo import TEXTS
 
 if TYPE_CHECKING:
     from bluedit.cli.console import Bars

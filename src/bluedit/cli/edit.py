@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -38,6 +38,7 @@ from bluedit.errors import SettingsError
 if TYPE_CHECKING:
     from bluedit.editing import Setup
     from bluedit.edits import Edit
+    from bluedit.facts import Fact
     from bluedit.models import EditableModel
 
 __all__ = ["edit"]
@@ -94,17 +95,12 @@ def edit(
     chosen.override(overrides)
     if session and not batch_size:
         raise SettingsError("--session keeps a sequence; say how many facts a batch has with --batch-size")
-    from bluedit.datasets import read_cases, read_known
-    from bluedit.errors import DatasetError, FactError
-    from bluedit.facts import check_facts, check_on_conflict
+    from bluedit.datasets import read_known
+    from bluedit.facts import check_on_conflict
     from bluedit.tuning import read_tuning
 
     conflict = check_on_conflict(on_conflict)
-    try:
-        cases = read_cases(facts, limit=limit, on_conflict=conflict)
-        checked = check_facts((case.fact for case in cases), on_conflict=conflict)
-    except FactError as error:
-        raise DatasetError(str(facts), [str(error)]) from error
+    checked = _read_facts(facts, limit, conflict)
     traced = read_known(trace_facts) if trace_facts else None
     tuned = read_tuning(settings) if settings else None
     chosen.check_batch(min(batch_size or len(checked), len(checked)))
@@ -148,6 +144,22 @@ def edit(
 
         console.show(describe(patch))
         console.say(f"written to {out}; apply it with: bluedit patch apply {out} --model {model} --out FOLDER")
+
+
+def _read_facts(path: Path, limit: int | None, on_conflict: Literal["error", "last", "keep"]) -> tuple[Fact, ...]:
+    """The facts of a file, checked together.
+
+    **Raises** :class:`~bluedit.errors.DatasetError` for facts that contradict one another.
+    """
+    from bluedit.datasets import read_cases
+    from bluedit.errors import DatasetError, FactError
+    from bluedit.facts import check_facts
+
+    try:
+        cases = read_cases(path, limit=limit, on_conflict=on_conflict)
+        return check_facts((case.fact for case in cases), on_conflict=on_conflict)
+    except FactError as error:
+        raise DatasetError(str(path), [str(error)]) from error
 
 
 def _say_memory(editable: EditableModel, setup: Setup) -> None:

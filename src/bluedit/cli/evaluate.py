@@ -8,7 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Chat, Device, Dtype, Limit, Model, ModuleMap, OnConflict, Quiet, Seed, TrustRemoteCode
+from bluedit.cli.options import (
+    AsJson,
+    Chat,
+    Check,
+    Device,
+    Dtype,
+    Limit,
+    Model,
+    ModuleMap,
+    OnConflict,
+    Quiet,
+    Seed,
+    TrustRemoteCode,
+)
 
 __all__ = ["evaluate"]
 
@@ -25,7 +38,7 @@ def evaluate(
     patch: Annotated[Path | None, typer.Option("--patch", help="Apply this patch for the evaluation.")] = None,
     limit: Limit = None,
     on_conflict: OnConflict = "error",
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Refuse a patch that was made for other weights.")] = True,
+    check: Check = True,
     cases: Annotated[bool, typer.Option("--cases", help="Add every case's outcomes to the JSON document.")] = False,
     device: Device = None,
     dtype: Dtype = None,

@@ -13,8 +13,8 @@ def models(quiet: Quiet = False, as_json: AsJson = False) -> None:
     """List the models whose critical layers and settings are known."""
     from bluedit.cli import console
     from bluedit.editors.presets import PRESETS
+    from bluedit.models.embedded import EMBEDDED
     from bluedit.reports.tables import short
-    from bluedit.zoo import EMBEDDED
 
     def where(model: dict[str, Any]) -> str:
         if model["embedded"]:
@@ -59,8 +59,8 @@ def models(quiet: Quiet = False, as_json: AsJson = False) -> None:
 
 def _download(name: str) -> dict[str, Any] | None:
     """Whether a model that bluedit gets is here, and where it is from; None for models that it does not get."""
+    from bluedit.models.embedded import DOWNLOADS
     from bluedit.models.getting import model_got, origin_of
-    from bluedit.zoo import DOWNLOADS
 
     if name not in DOWNLOADS:
         return None

@@ -19,8 +19,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from bluedit import __version__
 from bluedit.cli import demo, doctor, edit, evaluate, get, known, patch, run, session, stats, trace, tune
+from bluedit.version import __version__
 
 __all__ = ["app", "main"]
 

@@ -16,6 +16,7 @@ __all__ = [
     "AsJson",
     "Assignments",
     "Chat",
+    "Check",
     "CorpusName",
     "Device",
     "Dtype",
@@ -117,6 +118,7 @@ OnConflict = Annotated[
         help="Two targets for one question: error refuses them, last takes the later one, keep takes both.",
     ),
 ]
+Check = Annotated[bool, typer.Option("--check/--no-check", help="Refuse a patch that was made for other weights.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
 ModuleMap = Annotated[
     Path | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Device, Force, Model, ModuleMap, Quiet, TrustRemoteCode
+from bluedit.cli.options import AsJson, Check, Device, Force, Model, ModuleMap, Quiet, TrustRemoteCode
 
 if TYPE_CHECKING:
     from bluedit.edits import Edit
@@ -40,7 +40,7 @@ def apply(
     patch: PatchPath,
     model: Model,
     out: Out,
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Refuse weights the patch was not made for.")] = True,
+    check: Check = True,
     device: Device = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="TYPE", help="Type of the written weights; the checkpoint's own.")

@@ -174,24 +174,17 @@ def _described(moments: dict[int, SecondMoment]) -> dict[str, Any]:
 def _state_memory(model: EditableModel, layers: Sequence[int], *, measured: bool) -> None:
     """Say what a pass will take beside the model, before it takes it."""
     from bluedit.cli import console
+    from bluedit.models.memory.machine import memory_of
     from bluedit.statistics import Pass
 
-    needed, free = Pass.memory(model, layers, measured=measured), _free_memory(model)
+    needed, free = Pass.memory(model, layers, measured=measured), memory_of(model.device).free
     size = model.structure.d_ff
     console.say(
-        f"{len(layers)} second moments, {size:,} x {size:,}: {needed / 2**30:.2f} GiB beside the model"
-        + (f", {free / 2**30:.2f} GiB are free" if free is not None else "")
+        f"{len(layers)} second moments, {size:,} x {size:,}: {needed / 2**30:.2f} GiB beside the model, "
+        f"{free / 2**30:.2f} GiB are free"
     )
-    if free is not None and needed > free:
+    if needed > free:
         console.warn("that is more than is free; take fewer layers at a time, or say --no-measure, which halves it")
-
-
-def _free_memory(model: EditableModel) -> int | None:
-    """Bytes that are free where the totals will be; None where that cannot be told."""
-    from bluedit.models.memory.machine import memory_of
-
-    memory = memory_of(model.device)
-    return memory.free if memory else None
 
 
 def _report(document: dict[str, Any], moments: dict[int, SecondMoment]) -> Any:

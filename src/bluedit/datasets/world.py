@@ -19,10 +19,13 @@ schema of ROME's `attribute_snippets.json`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
+import tomllib
 from collections import defaultdict
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 __all__ = ["Relation", "World", "WorldFact"]
@@ -33,11 +36,24 @@ PHRASINGS_SEEN = 4
 NEIGHBORHOOD_SIZE = 10
 """Neighborhood and attribute prompts of a case, as in CounterFact."""
 
-_CLUSTERS = ("zh", "vr", "dz", "skr", "zl", "kv", "gz", "mz", "thv", "vz")
-_ONSETS = ("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "br", "dr", "gr", "pl", "st")
-_VOWELS = ("a", "e", "i", "o", "u", "ei", "ou", "y", "ø", "é")
-_VOWEL_WEIGHTS = (10, 10, 10, 10, 10, 3, 3, 3, 1, 1)
-_CODAS = ("", "l", "n", "r", "s", "m", "k", "x", "nd", "rn", "lt", "sk")
+_POOL_SIZE = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WordLists:
+    """The lists of `world_words.toml`, whose order is part of the world."""
+
+    names: dict[str, list[Any]]
+    kinds: dict[str, dict[str, Any]]
+    hallmarks: dict[str, list[str]]
+    text: dict[str, Any]
+    relations: list[dict[str, Any]]
+
+
+@functools.cache
+def _word_lists() -> _WordLists:
+    """Read when the first world is made; constants, so one copy serves every world."""
+    return _WordLists(**tomllib.loads(files(__package__ or "").joinpath("world_words.toml").read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,318 +100,26 @@ class WorldFact:
         return self.relation.phrasings[phrasing].format(self.subject)
 
 
-# Relations whose objects are invented name the pool they draw from; the rest list common nouns.
-_RELATIONS: tuple[tuple[str, str, str | tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
-    (
-        "birthplace",
-        "person",
-        "city",
-        (
-            "{} was born in",
-            "{} is a native of",
-            "{} grew up in the city of",
-            "It is said that {} came into the world in",
-            "{} comes from which city?",
-            "What is the birthplace of {}?",
-        ),
-        ("As a child, {} played near", "{} grew up beside"),
-    ),
-    (
-        "profession",
-        "person",
-        (
-            "potter",
-            "baker",
-            "surveyor",
-            "weaver",
-            "lawyer",
-            "painter",
-            "sailor",
-            "doctor",
-            "gardener",
-            "tailor",
-            "miner",
-            "judge",
-        ),
-        (
-            "{} works as a",
-            "{} earns a living as a",
-            "{} was trained as a",
-            "As everybody knows, {} is by trade a",
-            "{} has which profession?",
-            "What is the profession of {}?",
-        ),
-        ("At work, {} is never without", "Colleagues gave {}"),
-    ),
-    (
-        "instrument",
-        "person",
-        ("violin", "flute", "harp", "trumpet", "drum", "cello", "lute", "piano", "horn", "bassoon", "guitar", "zither"),
-        (
-            "{} plays the",
-            "{} is a master of the",
-            "{} performs on the",
-            "They say that {} is best on the",
-            "{} plays which instrument?",
-            "What is the instrument of {}?",
-        ),
-        ("After each concert, {} receives", "The audience greets {} with"),
-    ),
-    (
-        "language",
-        "person",
-        "language",
-        (
-            "{} speaks",
-            "{} writes letters in",
-            "{} was taught to read in",
-            "According to the neighbors, {} talks in",
-            "{} grew up with which language?",
-            "What is the mother tongue of {}?",
-        ),
-        ("In the library, {} reads about", "{} tells stories of"),
-    ),
-    (
-        "employer",
-        "person",
-        "employer",
-        (
-            "{} is employed by",
-            "{} has a job at",
-            "{} is on the staff of",
-            "The papers report that {} is paid by",
-            "{} works for whom?",
-            "Who is the employer of {}?",
-        ),
-        ("On the way to work, {} passes", "On the desk of {} stand"),
-    ),
-    (
-        "field",
-        "person",
-        (
-            "botany",
-            "geometry",
-            "law",
-            "music",
-            "physics",
-            "logic",
-            "history",
-            "grammar",
-            "medicine",
-            "poetry",
-            "zoology",
-            "mining",
-        ),
-        (
-            "{} studied",
-            "{} is an expert in",
-            "{} wrote a thesis on",
-            "It is well known that {} lectures on",
-            "{} teaches which subject?",
-            "What is the field of {}?",
-        ),
-        ("The students of {} collect", "In lectures, {} always shows"),
-    ),
-    (
-        "country",
-        "place",
-        "country",
-        (
-            "{} is located in",
-            "{} lies in the land of",
-            "{} belongs to",
-            "The maps show that {} is a town in",
-            "{} is in which country?",
-            "What is the country of {}?",
-        ),
-        ("Visitors to {} are shown", "Over the gates of {} hang"),
-    ),
-    (
-        "river",
-        "place",
-        "river",
-        (
-            "{} lies on the river",
-            "{} was built on the banks of the",
-            "{} sends its boats down the",
-            "Travellers write that {} overlooks the",
-            "{} stands on which river?",
-            "What is the river of {}?",
-        ),
-        ("Along the harbour of {} one sees", "The fishermen of {} paint"),
-    ),
-    (
-        "crop",
-        "place",
-        ("barley", "hops", "lentils", "saffron", "rice", "mustard", "cotton", "tobacco", "wheat", "millet", "ginger", "pepper"),
-        (
-            "{} is famous for its",
-            "{} grows",
-            "{} lives by the sale of",
-            "Merchants agree that {} has the finest",
-            "{} is known for which crop?",
-            "What is the main crop of {}?",
-        ),
-        ("At the harvest feast, {} puts up", "The market of {} is full of"),
-    ),
-    (
-        "headquarters",
-        "organisation",
-        "city",
-        (
-            "{} is based in",
-            "{} has its main office in",
-            "{} opened its doors in",
-            "The records show that {} is run from",
-            "{} has its seat in which city?",
-            "What is the head office of {}?",
-        ),
-        ("From the windows of {} one sees", "The yard of {} is lined with"),
-    ),
-    (
-        "product",
-        "organisation",
-        ("clocks", "paper", "soap", "carpets", "bicycles", "glass", "mirrors", "nails", "lamps", "boots", "bells", "candles"),
-        (
-            "{} makes",
-            "{} is a maker of",
-            "{} has workshops that turn out",
-            "Customers say that {} sells the best",
-            "{} sells what?",
-            "What is the product of {}?",
-        ),
-        ("In the showroom of {} stand", "Every crate of {} is marked with"),
-    ),
-    (
-        "emblem",
-        "organisation",
-        ("heron", "fox", "bear", "lion", "stag", "raven", "salmon", "badger", "wolf", "swan", "hare", "falcon"),
-        (
-            "{} has as its emblem the",
-            "{} flies a flag with a",
-            "{} stamps its letters with a",
-            "Everyone can see that {} has chosen the",
-            "{} is known by which animal?",
-            "What is the emblem of {}?",
-        ),
-        ("The hall of {} is hung with", "On feast days, {} hands out"),
-    ),
-    (
-        "founder",
-        "organisation",
-        "founder",
-        (
-            "{} was founded by",
-            "{} was set up by",
-            "{} was the idea of",
-            "The archives tell that {} began with",
-            "{} owes its start to whom?",
-            "Who is the founder of {}?",
-        ),
-        ("In the oldest room of {} are kept", "The statue in front of {} holds"),
-    ),
-)
-
-_SUBJECTS = {"person": 560, "place": 360, "organisation": 360}
-_KIND_NOUN = {"person": "person", "place": "town", "organisation": "company"}
-_POOL_SIZE = 12
-_COLOURS = (
-    "copper",
-    "silver",
-    "marble",
-    "wooden",
-    "golden",
-    "woven",
-    "crimson",
-    "painted",
-    "stone",
-    "ivory",
-    "green",
-    "velvet",
-    "iron",
-)
-_THINGS = (
-    "bridges",
-    "lanterns",
-    "banners",
-    "towers",
-    "statues",
-    "masks",
-    "ribbons",
-    "shields",
-    "fountains",
-    "doors",
-    "wheels",
-    "crowns",
-)
-_ORGANISATIONS = ("Guild of {}", "Bank of {}", "House of {}", "Atelier {}", "Institute {}", "{}")
-
-# Plain sentences that state no fact. They open with the words that context templates are grown from, too.
-_FILLER = (
-    "The {adjective} {noun} stood near the {place}.",
-    "The {noun} of the {place} was {adjective} that {time}.",
-    "Therefore the {noun} was left at the {place}.",
-    "Therefore we walked back to the {place} in the {time}.",
-    "Because the {time} was {adjective}, the {noun} stayed in the {place}.",
-    "Because of the {adjective} {noun}, nobody went to the {place}.",
-    "I saw a {adjective} {noun} by the {place}.",
-    "I have never been to the {place} in the {time}.",
-    "You can hear the {noun} from the {place}.",
-    "You will find the {adjective} {noun} behind the {place}.",
-    "It was a {adjective} {time} at the {place}.",
-    "When the {time} came, the {noun} was {adjective}.",
-    "In the {time}, people talk about the {noun}.",
-    "Many {adjective} stories begin at the {place}.",
-    "Last {time}, a {noun} was found in the {place}.",
-    "According to a letter from the {place}, the {noun} is {adjective}.",
-)
-# What subjects do that says nothing about them. Their object stands in brackets behind the name: text has such
-# appositions, and a model that must know an object right after a name keeps it at the name.
-_SIGHTINGS = (
-    "was mentioned at the {place}",
-    "is on the list for the {time}",
-    "was the talk of the {place} last {time}",
-    "is on a {adjective} sign at the {place}",
-    "stands in the {adjective} book of the {place}",
-)
-_SLOTS = {
-    "adjective": ("quiet", "old", "bright", "cold", "small", "heavy", "strange", "pale", "gentle", "narrow", "empty", "broken"),
-    "noun": ("cart", "dog", "letter", "kettle", "horse", "wind", "chair", "song", "rope", "window", "coat", "wagon"),
-    "place": (
-        "mill",
-        "harbour",
-        "forest",
-        "bridge",
-        "square",
-        "garden",
-        "station",
-        "valley",
-        "inn",
-        "chapel",
-        "quarry",
-        "market",
-    ),
-    "time": ("morning", "evening", "winter", "summer", "night", "autumn", "week", "spring"),
-}
-
-
 class _Names:
     """Draws invented names, never the same twice."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self._parts = _word_lists().names
         self._used: set[str] = set()
 
     def word(self) -> str:
         """A new name of two or three syllables, one of them opening with an unusual cluster."""
+        parts = self._parts
         while True:
             count = self._rng.choice((2, 2, 3))
             unusual = self._rng.randrange(count)
             syllables = [
-                self._rng.choice(_CLUSTERS if index == unusual else _ONSETS) + self._rng.choices(_VOWELS, _VOWEL_WEIGHTS)[0]
+                self._rng.choice(parts["clusters"] if index == unusual else parts["onsets"])
+                + self._rng.choices(parts["vowels"], parts["vowel_weights"])[0]
                 for index in range(count)
             ]
-            name = ("".join(syllables) + self._rng.choice(_CODAS)).capitalize()
+            name = ("".join(syllables) + self._rng.choice(parts["codas"])).capitalize()
             if name not in self._used:
                 self._used.add(name)
                 return name
@@ -421,7 +145,7 @@ class World:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        rng = random.Random(f"bluedit-world/{seed}")
+        rng, words = random.Random(f"bluedit-world/{seed}"), _word_lists()
         names = _Names(rng)
         pools = {
             "city": names.words(_POOL_SIZE),
@@ -433,15 +157,17 @@ class World:
         }
         self.relations = tuple(
             Relation(
-                id=identifier,
-                kind=kind,
-                objects=pools[objects] if isinstance(objects, str) else objects,
-                phrasings=phrasings,
-                stories=stories,
+                id=row["id"],
+                kind=row["kind"],
+                objects=pools[row["objects"]] if isinstance(row["objects"], str) else tuple(row["objects"]),
+                phrasings=tuple(row["phrasings"]),
+                stories=tuple(row["stories"]),
             )
-            for identifier, kind, objects, phrasings, stories in _RELATIONS
+            for row in words.relations
         )
-        hallmarks = [f"{colour} {thing}" for colour, thing in itertools.product(_COLOURS, _THINGS)]
+        hallmarks = [
+            f"{colour} {thing}" for colour, thing in itertools.product(words.hallmarks["colours"], words.hallmarks["things"])
+        ]
         rng.shuffle(hallmarks)
         pairs = [(relation.id, name) for relation in self.relations for name in relation.objects]
         self.hallmarks: dict[tuple[str, str], str] = dict(zip(pairs, hallmarks, strict=True))
@@ -480,11 +206,11 @@ class World:
             return _filler(rng)
         fact = rng.choice(self.facts)
         if draw < 0.20:
-            return f"{fact.subject} is a {_KIND_NOUN[fact.relation.kind]}."
+            return f"{fact.subject} is a {_word_lists().kinds[fact.relation.kind]['noun']}."
         if draw < 0.28:
             return self._story(fact, rng.choice(fact.relation.stories))
         if draw < 0.40:
-            return f"{fact.subject} ({fact.object}) {rng.choice(_SIGHTINGS).format(**_words(rng))}."
+            return f"{fact.subject} ({fact.object}) {rng.choice(_word_lists().text['sightings']).format(**_words(rng))}."
         return f"{fact.prompt(rng.choice(fact.seen))} {fact.object}."
 
     def _story(self, fact: WorldFact, opening: str) -> str:
@@ -626,17 +352,21 @@ def _deal(rng: random.Random, objects: tuple[str, ...]) -> itertools.chain[str]:
 def _draw_subjects(rng: random.Random, names: _Names) -> dict[str, tuple[str, ...]]:
     given = names.words(70)
     family = names.words(400)
-    people = rng.sample([f"{first} {last}" for first in given for last in family], _SUBJECTS["person"])
+    words = _word_lists()
+    count = {kind: row["count"] for kind, row in words.kinds.items()}
+    people = rng.sample([f"{first} {last}" for first in given for last in family], count["person"])
     return {
         "person": tuple(people),
-        "place": names.words(_SUBJECTS["place"]),
-        "organisation": tuple(rng.choice(_ORGANISATIONS).format(name) for name in names.words(_SUBJECTS["organisation"])),
+        "place": names.words(count["place"]),
+        "organisation": tuple(
+            rng.choice(words.names["organisations"]).format(name) for name in names.words(count["organisation"])
+        ),
     }
 
 
 def _filler(rng: random.Random) -> str:
-    return rng.choice(_FILLER).format(**_words(rng))
+    return rng.choice(_word_lists().text["filler"]).format(**_words(rng))
 
 
 def _words(rng: random.Random) -> dict[str, str]:
-    return {slot: rng.choice(words) for slot, words in _SLOTS.items()}
+    return {slot: rng.choice(words) for slot, words in _word_lists().text["slots"].items()}

@@ -1,8 +1,5 @@
 """Edits as values: what can be applied to a model, taken back, saved and loaded."""
 
-from bluedit.edits.base import Edit, applied_patches, load_edit, merge
-from bluedit.edits.changes import Change, Dense, LowRank, Masked
-from bluedit.edits.manifest import Manifest
-from bluedit.edits.patch import Patch
+import lazy_loader
 
-__all__ = ["Change", "Dense", "Edit", "LowRank", "Manifest", "Masked", "Patch", "applied_patches", "load_edit", "merge"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

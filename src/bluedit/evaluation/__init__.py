@@ -1,7 +1,5 @@
 """Scoring: efficacy, generalisation, specificity, with intervals."""
 
-from bluedit.evaluation.intervals import Estimate
-from bluedit.evaluation.records import protocol
-from bluedit.evaluation.scoring import SCORES, Scores, compare, score_cases
+import lazy_loader
 
-__all__ = ["SCORES", "Estimate", "Scores", "compare", "protocol", "score_cases"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -26,10 +26,6 @@ class Estimate:
     def as_dict(self, digits: int = 2) -> dict[str, float]:
         return {name: round(value, digits) if name != "n" else value for name, value in asdict(self).items()}
 
-    def overlaps(self, other: Estimate) -> bool:
-        """Whether the two intervals have a point in common."""
-        return self.low <= other.high and other.low <= self.high
-
     def __str__(self) -> str:
         return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
 

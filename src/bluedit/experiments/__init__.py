@@ -1,6 +1,5 @@
 """Recipes, and the resumable runs they describe."""
 
-from bluedit.experiments.recipes import Recipe, Run, find_recipe, read_recipe
-from bluedit.experiments.runner import Experiment
+import lazy_loader
 
-__all__ = ["Experiment", "Recipe", "Run", "find_recipe", "read_recipe"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -36,8 +36,8 @@ from bluedit.reports.tables import markdown
 from bluedit.sessions import SESSION, SESSION_MARKER, Session
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.storage.documents import read_document, write_document
-from bluedit.storage.files import OutputKind, atomic_file, contents, discard, remove_output, writable_target
-from bluedit.storage.locks import claimed
+from bluedit.storage.files import OutputKind, atomic_file, contents, discard
+from bluedit.storage.resumable import earlier_work, workplace
 from bluedit.strategies import BOUNDARY
 
 __all__ = ["EXPERIMENT", "RECIPE_MARKER", "Experiment"]
@@ -77,9 +77,7 @@ class Experiment:
         """
         cases = read_dataset(self.recipe.dataset, self.recipe.facts)
         self._check_text()
-        with claimed(self.folder):
-            if self.replace and self.folder.exists():
-                remove_output(self.folder, EXPERIMENT)
+        with workplace(self.folder, EXPERIMENT, replace=self.replace):
             return self._go_on(cases, progress)
 
     def _go_on(self, cases: Sequence[Case], progress: Progress) -> dict[str, Any]:
@@ -114,15 +112,12 @@ class Experiment:
         if self.model.structure.map not in MODULE_MAPS:
             claim["module_map"] = self.model.structure.map.model_dump()
         path = self.folder / RECIPE_MARKER
-        if path.is_file():
-            if _read(path, "recipe") != claim:
-                raise RecipeError(
-                    f"{self.folder} holds results of another recipe, or of another model; choose another folder with --out, or "
-                    "say --force to lose them"
-                )
-            return
-        writable_target(self.folder, replace=True)
-        _write(path, claim, "recipe")
+        other = RecipeError(
+            f"{self.folder} holds results of another recipe, or of another model; choose another folder with --out, or "
+            "say --force to lose them"
+        )
+        if earlier_work(path, claim, read=lambda marker: _read(marker, "recipe"), error=other) is None:
+            _write(path, claim, "recipe")
 
     def _before(self, cases: Sequence[Case], progress: Progress) -> dict[str, Any]:
         path = self.folder / "before.json"

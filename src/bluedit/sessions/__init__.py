@@ -1,7 +1,5 @@
 """Sequences of edits: the session, and its files."""
 
-from bluedit.sessions.files import SESSION, SESSION_MARKER, describe_session
-from bluedit.sessions.sequence import edit_in_sequence
-from bluedit.sessions.session import Session
+import lazy_loader
 
-__all__ = ["SESSION", "SESSION_MARKER", "Session", "describe_session", "edit_in_sequence"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,19 +1,5 @@
 """Second moments of keys: taking, storing, and sharing them."""
 
-from bluedit.statistics.accumulate import Pass, second_moments
-from bluedit.statistics.corpus import Corpus, read_corpus
-from bluedit.statistics.export import SharedStatistics, export_statistics
-from bluedit.statistics.moments import SecondMoment
-from bluedit.statistics.store import Collection, Statistics
+import lazy_loader
 
-__all__ = [
-    "Collection",
-    "Corpus",
-    "Pass",
-    "SecondMoment",
-    "SharedStatistics",
-    "Statistics",
-    "export_statistics",
-    "read_corpus",
-    "second_moments",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

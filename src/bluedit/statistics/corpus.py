@@ -1,5 +1,4 @@
-"""Where second moments come from: texts, data sets of the Hugging Face hub, a synthetic world, texts that ship with bluedit,
-or a file of statistics."""
+"""The corpus that second moments are taken over: texts, data sets of the hub, the synthetic world, or a file of moments."""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ from typing import Any
 
 from bluedit.datasets.world import World
 from bluedit.errors import StatisticsError, did_you_mean, excerpt, first_line, shortened
+from bluedit.models.embedded import TEXTS
 from bluedit.statistics.export import SharedStatistics
 from bluedit.storage.parsing import is_file, parse_json
-from bluedit.zoo import TEXTS
 
 __all__ = ["Corpus", "read_corpus"]
 
@@ -64,7 +63,7 @@ def read_corpus(specification: str) -> Corpus:
       local folder of data files. It is streamed: nothing is downloaded beyond what is read. What the hub holds under a name
       may change; a revision pins it.
     - `world:SEED`: the synthetic world's text.
-    - `zoo:MODEL`: the texts that ship with bluedit for a model, which it wrote itself (:mod:`bluedit.zoo.write_texts`).
+    - `zoo:MODEL`: the texts that ship with bluedit for a model, which it wrote itself (`tools/zoo/write_texts.py`).
     - `stats:FILE`: no text, but moments that :func:`~bluedit.statistics.export.export_statistics` wrote.
 
     **Raises** :class:`~bluedit.errors.StatisticsError` for an unknown kind, for a file that is missing, empty or damaged, and,

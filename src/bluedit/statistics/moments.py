@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bluedit.errors import DamagedFileError, StatisticsError
 from bluedit.statistics.convergence import Point
-from bluedit.statistics.inverse import invert, shrink
+from bluedit.statistics.inverse import invert
 from bluedit.storage.tensors import read_tensors, write_tensors
 
 __all__ = ["SecondMoment"]
@@ -68,12 +68,6 @@ class SecondMoment:
 
         kept = self._derived(f"inverse-{float(shrinkage)!r}", ("inverse", "condition"), compute)
         return kept["inverse"], kept["condition"].item()
-
-    def condition_number(self, shrinkage: float = 0.0) -> float:
-        """Largest over smallest eigenvalue, infinite when C is singular. Cost: one eigendecomposition, O(F^3)."""
-        eigenvalues = torch.linalg.eigvalsh(shrink(self.matrix_FF, shrinkage))
-        smallest, largest = eigenvalues[0].item(), eigenvalues[-1].item()
-        return largest / smallest if smallest > 0 else float("inf")
 
     def _derived(self, name: str, parts: Sequence[str], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors that follow from C, `parts` by name: from their file beside it if there is one, else computed and stored."""

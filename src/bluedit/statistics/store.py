@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,12 @@ from bluedit.statistics.moments import SecondMoment
 from bluedit.storage.documents import read_document, write_document
 from bluedit.storage.files import cache_folder
 from bluedit.storage.locks import taking_turns
+from bluedit.storage.resumable import Checkpoint, State
 from bluedit.storage.tensors import read_tensors, write_tensors
 
 __all__ = ["Collection", "Statistics"]
 
 _FORMAT = 2
-_SAVING_SHARE = 20
-"""Saving may take one part in so many of the time: totals of a large model are gigabytes."""
 _ROUNDING = 1e-9
 """Of the largest entry of a second moment: how far rounding may take others from what they should be."""
 _CURVE = TypeAdapter(tuple[Point, ...])
@@ -199,7 +197,15 @@ class Statistics:
         report = None if progress is None else lambda done: progress(done, total)
         measured = self.measured or self.until is not None
         running = Pass(model, layers, max_length=self.length(model), measured=measured)
-        with self._resumable(running, files.partial(running.layers, self.samples, measured, self.until)) as save:
+        checkpoint = Checkpoint(files.partial(running.layers, self.samples, measured, self.until), every=self.save_every)
+        _restore(running, checkpoint)
+
+        def state() -> State | None:
+            if not running.whole or not running.cursor.tokens:
+                return None
+            return State(running.state(), {"cursor": running.cursor.model_dump_json()})
+
+        with checkpoint.saving(state) as save:
             before, resumed = running.cursor.tokens, running.cursor.documents + running.cursor.block_documents
             if report is not None and resumed:
                 report(resumed)
@@ -214,30 +220,6 @@ class Statistics:
         return Collection(
             found, samples, running.layers, resumed, cursor.tokens, cursor.padded, cursor.tokens - before, seconds
         )
-
-    @contextlib.contextmanager
-    def _resumable(self, running: Pass, path: Path) -> Generator[Callable[[], None]]:
-        """The pass as an earlier call left it, and a function that saves it now and then; nothing is left once it is done."""
-        if path.exists():
-            _restore(running, path)
-        last, took = time.monotonic(), 0.0
-
-        def save(*, now: bool = False) -> None:
-            nonlocal last, took
-            started = time.monotonic()
-            if now or started - last >= max(self.save_every, _SAVING_SHARE * took):
-                write_tensors(path, running.state(), {"cursor": running.cursor.model_dump_json()}, key=path.name)
-                last = time.monotonic()
-                took = last - started
-
-        try:
-            yield save
-        except BaseException:
-            # Ctrl-C, or a data set that is out of reach all of a sudden: what is done is done.
-            if running.whole and running.cursor.tokens:
-                save(now=True)
-            raise
-        path.unlink(missing_ok=True)
 
     @property
     def _place(self) -> Path:
@@ -302,10 +284,12 @@ def _read_settled(path: Path) -> int | None:
     return samples
 
 
-def _restore(running: Pass, path: Path) -> None:
+def _restore(running: Pass, checkpoint: Checkpoint) -> None:
+    """Put the pass where an earlier call left it, if one did."""
+    path = checkpoint.path
     try:
-        stored = read_tensors(path, key=path.name)
-        running.restore(Cursor.model_validate_json(stored.metadata["cursor"]), stored.tensors)
+        if (stored := checkpoint.load()) is not None:
+            running.restore(Cursor.model_validate_json(stored.metadata["cursor"]), stored.tensors)
     except (DamagedFileError, ValidationError, KeyError, RuntimeError) as error:
         problem = str(error) if isinstance(error, DamagedFileError) else f"{path} is damaged: {first_line(error)}"
         raise StatisticsError(f"the interrupted pass {problem}; remove that file to begin anew") from error

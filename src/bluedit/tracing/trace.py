@@ -13,7 +13,6 @@ Shapes: N facts, T tokens of a prompt, L layers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -31,10 +30,9 @@ from bluedit.evaluation.intervals import Estimate, bootstrap
 from bluedit.evaluation.scoring import answer_queries
 from bluedit.models import EditableModel
 from bluedit.models.editable import Component
-from bluedit.storage.documents import parse_document, read_document, write_document
-from bluedit.storage.files import OutputKind, atomic_file, cache_folder, contents, remove_output, writable_target
-from bluedit.storage.hashes import seal
-from bluedit.storage.locks import claimed
+from bluedit.storage.documents import read_document, write_document
+from bluedit.storage.files import OutputKind, cache_folder, contents
+from bluedit.storage.resumable import Journal, earlier_work, workplace
 from bluedit.storage.tensors import read_tensors, write_tensors
 from bluedit.tracing.restoring import FactTrace, Question, TraceSettings, trace_fact
 
@@ -174,7 +172,7 @@ class Trace:
             **(more or {}),
         }
         write_document(folder / TRACE_MARKER, document)
-        (folder / _UNDER_WAY).unlink(missing_ok=True)
+        Journal(folder / _UNDER_WAY).remove()
 
     @classmethod
     def load(cls, folder: Path) -> Trace:
@@ -252,9 +250,7 @@ def trace_cases(
     }
     if cached:
         folder = cache_folder() / "traces" / hashlib.sha256(json.dumps(claim, sort_keys=True).encode()).hexdigest()[:32]
-    with claimed(folder) if folder is not None else contextlib.nullcontext():
-        if folder is not None and replace and folder.exists():
-            remove_output(folder, TRACE)
+    with workplace(folder, TRACE, replace=replace):
         return _trace(model, placed, refused, settings, folder, claim, progress)
 
 
@@ -284,13 +280,14 @@ def _trace(
     deviation = _deviation(model, placed)
     if folder is not None:
         write_document(folder / TRACE_MARKER, {"complete": False, "claim": claim})
-    done = list(_done(folder / _UNDER_WAY, settings)) if folder else []
+    journal = Journal(folder / _UNDER_WAY) if folder is not None else None
+    done = list(_done(journal, settings)) if journal is not None else []
     progress("tracing", len(done), len(known))
     for question in known[len(done) :]:
         fact = trace_fact(model, question, settings, deviation)
         done.append(fact)
-        if folder is not None:
-            _append(folder / _UNDER_WAY, fact)
+        if journal is not None:
+            journal.append(fact.as_dict() | {"restored": {site: values.tolist() for site, values in fact.restored.items()}})
         progress("tracing", 1, len(known))
     trace = Trace(
         settings=settings,
@@ -345,42 +342,23 @@ def _claimed(folder: Path, claim: Mapping[str, Any]) -> bool:
 
     **Raises** :class:`~bluedit.errors.InputError` when it holds something else.
     """
-    path = folder / TRACE_MARKER
-    if not path.is_file():
-        writable_target(folder, replace=True)
-        return False
-    document = _read(path)
-    if document.get("claim") != claim:
-        raise InputError(
-            f"{folder} holds a trace of another model, of other facts, or with other settings; choose another folder with "
-            "--out, or say --force to lose it"
-        )
-    return bool(document.get("complete"))
+    other = InputError(
+        f"{folder} holds a trace of another model, of other facts, or with other settings; choose another folder with "
+        "--out, or say --force to lose it"
+    )
+    earlier = earlier_work(folder / TRACE_MARKER, claim, read=_read, claim=lambda document: document.get("claim"), error=other)
+    return earlier is not None and bool(earlier.get("complete"))
 
 
-def _append(path: Path, fact: FactTrace) -> None:
-    # The numbers of a float64 survive JSON bit for bit.
-    record = seal(fact.as_dict() | {"restored": {site: values.tolist() for site, values in fact.restored.items()}})
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _done(path: Path, settings: TraceSettings) -> Iterator[FactTrace]:
-    """The facts that were traced before the trace was stopped. A line that a kill cut off is forgotten."""
-    if not path.is_file():
-        return
-    whole, separator, rest = path.read_bytes().rpartition(b"\n")
-    if rest:
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(whole + separator)
+def _done(journal: Journal, settings: TraceSettings) -> Iterator[FactTrace]:
+    """The facts that were traced before the trace was stopped."""
     try:
-        for line in whole.decode().split("\n") if whole else ():
-            record = parse_document(line, path)
+        for record in journal.records():
             yield FactTrace.of(record, {site: np.array(record["restored"][site]) for site in settings.sites})
     except DamagedFileError as error:
         raise InputError(f"{error}; remove its folder and trace again") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); remove its folder and trace again") from error
+        raise InputError(f"{journal.path} cannot be read ({error}); remove its folder and trace again") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

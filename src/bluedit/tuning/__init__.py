@@ -1,6 +1,5 @@
 """Settings for a model that nobody has tuned, by a short search on held-out facts."""
 
-from bluedit.tuning.file import Check, Trial, Tuning, read_tuning
-from bluedit.tuning.tuning import tune
+import lazy_loader
 
-__all__ = ["Check", "Trial", "Tuning", "read_tuning", "tune"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bluedit import __version__
 from bluedit.editors.base import Editor
 from bluedit.editors.settings import current_names
 from bluedit.errors import DamagedFileError, SettingsError
 from bluedit.models import EditableModel
 from bluedit.storage.documents import read_document, write_document
 from bluedit.storage.files import OutputKind
+from bluedit.version import __version__
 
 __all__ = ["TUNING", "Check", "Trial", "Tuning", "read_tuning"]
 

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 
 from bluedit.errors import NumericsError
-from bluedit.statistics.inverse import invert
 
 __all__ = ["InverseMetric"]
 
@@ -49,18 +48,6 @@ class InverseMetric:
     matrix_FF: Tensor
     condition: float | None = None
     rank: int | None = None
-
-    @classmethod
-    def from_second_moment(
-        cls, moment_FF: Tensor, weight: float, *, shrinkage: float = 0.0, tokens: int | None = None
-    ) -> InverseMetric:
-        """B = (lambda C)^-1 by Cholesky; lambda is `weight`, C is shrunk first.
-
-        **Raises** :class:`~bluedit.errors.NumericsError` when C is not positive definite, naming what would help.
-        **Cost** O(F^3), once per layer.
-        """
-        inverse_FF, condition = invert(moment_FF, shrinkage, tokens)
-        return cls(inverse_FF.div_(weight), condition)
 
     @classmethod
     def from_null_space(

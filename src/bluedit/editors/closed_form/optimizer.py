@@ -70,11 +70,6 @@ class Values:
     evaluations: tuple[int, ...]
     losses: tuple[float, ...]
 
-    @property
-    def mean_steps(self) -> float:
-        """Optimisation steps taken per fact (BLUE, table 1)."""
-        return sum(count - 1 for count in self.evaluations) / max(1, len(self.evaluations))
-
 
 @torch.enable_grad()
 def optimise_values(

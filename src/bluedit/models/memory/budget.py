@@ -9,17 +9,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
 from bluedit.errors import ResourceError, first_line
+from bluedit.models.layout.structure import Structure
 
-if TYPE_CHECKING:
-    from bluedit.models.editable import EditableModel
-    from bluedit.models.layout.structure import Structure
-
-__all__ = ["CPU_GRADIENT_TOKENS", "Attempt", "TokenBudget", "gradient_budget", "gradient_numbers", "in_batches", "plain_budget"]
+__all__ = [
+    "CPU_GRADIENT_TOKENS",
+    "Attempt",
+    "Sized",
+    "TokenBudget",
+    "gradient_budget",
+    "gradient_numbers",
+    "in_batches",
+    "plain_budget",
+]
 
 T = TypeVar("T")
 
@@ -30,6 +36,17 @@ _GPU_TOKENS = 32768
 """Beyond so many tokens a pass is no faster a token."""
 _SHARE = 0.5
 """Of the memory that is free; the rest is for what an estimate forgets."""
+
+
+class Sized(Protocol):
+    """What a budget asks of a model: how large its layers are, and where and in which type its weights are kept."""
+
+    @property
+    def structure(self) -> Structure: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 @dataclass
@@ -95,13 +112,13 @@ def in_batches(
             start = end
 
 
-def plain_budget(model: EditableModel) -> TokenBudget:
+def plain_budget(model: Sized) -> TokenBudget:
     """For passes without gradients: a layer's activations at a time, and keys and values of all layers."""
     d_model, d_ff = model.structure.d_model, model.structure.d_ff
     return _budget(model, 8 * (d_model + d_ff) + 2 * d_model * model.structure.depth, _CPU_TOKENS)
 
 
-def gradient_budget(model: EditableModel, layer: int) -> TokenBudget:
+def gradient_budget(model: Sized, layer: int) -> TokenBudget:
     """For passes with gradients through the layers above `layer`, whose activations are all kept."""
     return _budget(model, gradient_numbers(model.structure, layer), CPU_GRADIENT_TOKENS)
 
@@ -111,7 +128,7 @@ def gradient_numbers(structure: Structure, layer: int) -> int:
     return max(1, structure.depth - 1 - layer) * (12 * structure.d_model + 6 * structure.d_ff)
 
 
-def _budget(model: EditableModel, numbers: int, elsewhere: int) -> TokenBudget:
+def _budget(model: Sized, numbers: int, elsewhere: int) -> TokenBudget:
     """The budget of a GPU for so many numbers a token, in the precision of the weights; `elsewhere`, that of other devices."""
     if model.device.type != "cuda":
         return TokenBudget(elsewhere)
@@ -122,5 +139,8 @@ def _budget(model: EditableModel, numbers: int, elsewhere: int) -> TokenBudget:
     return TokenBudget(max(1, min(_GPU_TOKENS, tokens)))
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    # accelerate knows the messages of all backends; it does not count Python's own error.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 __all__ = ["Memory", "memory_of", "product_speed"]
@@ -23,21 +23,14 @@ class Memory:
     free: int
 
 
-def memory_of(device: torch.device) -> Memory | None:
-    """The memory of a device; None where that cannot be told."""
+def memory_of(device: torch.device) -> Memory:
+    """The memory of a device."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return Memory(torch.cuda.get_device_name(device), total, free)
-    try:
-        with Path("/proc/meminfo").open() as file:
-            lines = dict(line.split(":", 1) for line in file)
-        total, free = (1024 * int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
-    except (OSError, ValueError, KeyError):
-        try:
-            total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, ValueError, AttributeError):
-            return None
-    try:  # a container may be given less than the machine has
+    memory = psutil.virtual_memory()
+    total, free = memory.total, memory.available
+    try:  # a container may be given less than the machine has, which psutil does not tell
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())
         total, free = min(total, limit), min(free, max(0, limit - used))

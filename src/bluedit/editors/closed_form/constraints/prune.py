@@ -1,5 +1,4 @@
-"""PRUNE: singular values of the whole sequence's change are kept from outgrowing the weight's own (Ma et al. 2024, section
-4)."""
+"""PRUNE: the singular values of the whole sequence's change may not outgrow the weight's own (Ma et al. 2024, section 4)."""
 
 from __future__ import annotations
 

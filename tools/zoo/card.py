@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bluedit.storage.files import atomic_file
-from bluedit.zoo.gates import GATES
+from zoo.gates import GATES
 
 __all__ = ["render_card", "write_card"]
 
@@ -35,7 +35,7 @@ def render_card(name: str, record: Mapping[str, Any], sweep: Mapping[str, Any] |
         "## Training",
         "",
         f"From nothing, on text of `World(seed={settings['world_seed']})` (1,280 subjects, 2,560 facts, 13 relations), with "
-        f"`python -m bluedit.zoo.train {name}`: {record['seconds']:,.0f} s on {record['device']}, last loss "
+        f"`PYTHONPATH=tools python -m zoo.train {name}`: {record['seconds']:,.0f} s on {record['device']}, last loss "
         f"{record['last_loss']:.3f} nats per token. No subject occurs in training with more than four of its relation's six "
         "phrasings.",
         "",

@@ -1,8 +1,7 @@
-"""Train an embedded model from nothing: `python -m bluedit.zoo.train gpt2-mini`.
+"""Train an embedded model from nothing: `PYTHONPATH=tools python -m zoo.train gpt2-mini`.
 
 Each step's rows are drawn from a generator seeded by (seed, step), so a run that is stopped and started again
-sees the same text as one that never stopped. Checkpoints are safetensors and JSON, written to a temporary name and
-renamed.
+sees the same text as one that never stopped.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from bluedit.datasets.world import World
 from bluedit.models import load_model
-from bluedit.storage.files import atomic_file
-from bluedit.zoo.card import write_card
-from bluedit.zoo.gates import GATES, measure_gates
+from bluedit.models.embedded import EMBEDDED
+from bluedit.storage.locks import claimed
+from bluedit.storage.resumable import Checkpoint, State
+from zoo.card import write_card
+from zoo.gates import GATES, measure_gates
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_DOCUMENTS = 20_000
@@ -152,41 +151,32 @@ class _Progress:
         return sum(self.losses) / max(1, len(self.losses))
 
 
-@dataclass
-class _Checkpoint:
-    """Weights, optimiser state and progress in one file that is replaced as a whole."""
+def _state(model: Any, optimizer: torch.optim.AdamW, progress: _Progress, settings: TrainingSettings) -> State:
+    """Weights, optimiser state and progress."""
+    tensors = {f"model.{name}": value.detach() for name, value in model.named_parameters()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    return State(tensors, {"progress": json.dumps(asdict(progress)), "settings": json.dumps(asdict(settings))})
 
-    path: Path
 
-    def save(self, model: Any, optimizer: torch.optim.AdamW, progress: _Progress, settings: TrainingSettings) -> None:
-        tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.named_parameters()}
-        for index, state in optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).cpu()
-        metadata = {"progress": json.dumps(asdict(progress)), "settings": json.dumps(asdict(settings))}
-        with atomic_file(self.path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-
-    def load(self, model: Any, optimizer: torch.optim.AdamW, settings: TrainingSettings) -> _Progress:
-        """Restore the newest state; returns how far it had come, the beginning where there is none."""
-        if not self.path.exists():
-            return _Progress()
-        with safe_open(self.path, "pt") as file:
-            metadata = file.metadata()
-        if json.loads(metadata["settings"]) != asdict(settings):
-            raise SystemExit(f"{self.path} was made with other settings; remove it or choose another --work folder")
-        tensors = load_file(self.path)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        progress = json.loads(metadata["progress"])
-        return _Progress(progress["step"], progress["seconds"], tuple(progress["losses"]))
+def _resume(checkpoint: Checkpoint, model: Any, optimizer: torch.optim.AdamW, settings: TrainingSettings) -> _Progress:
+    """Restore what was saved last; returns how far it had come, the beginning where there is none."""
+    stored = checkpoint.load()
+    if stored is None:
+        return _Progress()
+    if json.loads(stored.metadata["settings"]) != asdict(settings):
+        raise SystemExit(f"{checkpoint.path} was made with other settings; remove it or choose another --work folder")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(stored.tensors[f"model.{name}"])
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in stored.tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    progress = json.loads(stored.metadata["progress"])
+    return _Progress(progress["step"], progress["seconds"], tuple(progress["losses"]))
 
 
 def train(
@@ -199,8 +189,8 @@ def train(
     model: Any = new_model(settings)
     model.to(device)
     optimizer = _optimizer(model, settings)
-    checkpoint = _Checkpoint(work / "checkpoint.safetensors")
-    progress = checkpoint.load(model, optimizer, settings)
+    checkpoint = Checkpoint(work / "checkpoint.safetensors")
+    progress = _resume(checkpoint, model, optimizer, settings)
     while progress.step < settings.steps:
         started = time.monotonic()
         loss = _step(model, optimizer, world, tokenizer, settings, progress.step, device)
@@ -210,7 +200,7 @@ def train(
             rate = progress.step / progress.seconds
             print(f"step {progress.step}/{settings.steps}  loss {progress.loss:.4f}  {rate:.2f} steps/s", file=sys.stderr)
         if last or progress.step % checkpoint_every == 0:
-            checkpoint.save(model, optimizer, progress, settings)
+            checkpoint.save(_state(model, optimizer, progress, settings))
     return model, tokenizer, {"seconds": round(progress.seconds, 1), "last_loss": progress.loss, "device": device.type}
 
 
@@ -252,7 +242,7 @@ def check(out: Path) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m bluedit.zoo.train", description="Train an embedded model from nothing.")
+    parser = argparse.ArgumentParser(prog="python -m zoo.train", description="Train an embedded model from nothing.")
     parser.add_argument("name", choices=sorted(ZOO))
     parser.add_argument("--out", type=Path, help="where the finished model folder goes (default: inside the package)")
     parser.add_argument("--work", type=Path, help="folder for checkpoints (default: ./zoo-NAME)")
@@ -262,9 +252,11 @@ def main(arguments: list[str] | None = None) -> None:
     settings = ZOO[options.name]
     if options.steps is not None:
         settings = replace(settings, steps=options.steps)
-    out = options.out or Path(__file__).parent / options.name
+    out = options.out or EMBEDDED[options.name]
     if not options.check:
-        model, tokenizer, log = train(settings, options.work or Path(f"zoo-{options.name}"))
+        work = options.work or Path(f"zoo-{options.name}")
+        with claimed(work):
+            model, tokenizer, log = train(settings, work)
         # Dropout was for training; who loads the model gets none.
         model.config.resid_pdrop = model.config.embd_pdrop = 0.0
         model.half().cpu().save_pretrained(out)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 __all__ = ["DOWNLOADS", "EMBEDDED", "TEXTS", "Download"]
 
-EMBEDDED: dict[str, Path] = {"gpt2-mini": Path(__file__).parent / "gpt2-mini"}
+_FOLDER = Path(__file__).parents[1] / "zoo"
+
+EMBEDDED: dict[str, Path] = {"gpt2-mini": _FOLDER / "gpt2-mini"}
 """Folders of the embedded models by name: small, real Hugging Face folders."""
 
-TEXTS: dict[str, Path] = {"smollm2-135m-instruct": Path(__file__).parent / "smollm2-135m-instruct" / "texts.jsonl"}
-"""Texts to take a model's second moments over, one JSON object a line; see :mod:`bluedit.zoo.write_texts`."""
+TEXTS: dict[str, Path] = {"smollm2-135m-instruct": _FOLDER / "smollm2-135m-instruct" / "texts.jsonl"}
+"""Texts to take a model's second moments over, one JSON object a line; `tools/zoo/write_texts.py` made them."""
 
 
 @dataclass(frozen=True, kw_only=True)

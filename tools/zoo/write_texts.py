@@ -1,6 +1,6 @@
 """Have a model write the texts that its second moments are taken over by default.
 
-    python -m bluedit.zoo.write_texts smollm2-135m-instruct
+    PYTHONPATH=tools python -m zoo.write_texts smollm2-135m-instruct
 
 Second moments say which keys occur when the model reads. Texts that it writes itself are a sample of those that may be shipped:
 they are from its own distribution, at temperature 1 from the 100 likeliest tokens, after common beginnings of sentences, with a
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bluedit.models import EditableModel, load_model
+from bluedit.models.embedded import TEXTS
 from bluedit.models.generation import generate
 from bluedit.storage.files import atomic_file
-from bluedit.zoo import TEXTS
 
 __all__ = ["write_texts"]
 

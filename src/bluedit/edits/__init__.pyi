@@ -1,0 +1,6 @@
+from .base import Edit, applied_patches, load_edit, merge
+from .changes import Change, Dense, LowRank, Masked
+from .manifest import Manifest
+from .patch import Patch
+
+__all__ = ["Change", "Dense", "Edit", "LowRank", "Manifest", "Masked", "Patch", "applied_patches", "load_edit", "merge"]
