@@ -6,7 +6,7 @@ Or, with `--real`, into a real language model.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -91,7 +91,7 @@ def _compare(model: str, facts: int, device: str | None, dtype: str | None, seed
     from bluedit.editors.cautions import LargeChangeWarning
     from bluedit.evaluation import protocol, score_cases
     from bluedit.models import load_model
-    from bluedit.models.generation import generate
+    from bluedit.models.respondent import as_respondent
     from bluedit.strategies import BOUNDARY, EVEN
 
     started = time.monotonic()
@@ -106,7 +106,7 @@ def _compare(model: str, facts: int, device: str | None, dtype: str | None, seed
         def measure(name: str) -> dict[str, Any]:
             bars(f"scoring, {name}", 0, None)
             scores = score_cases(editable, cases, progress=lambda done, total: bars(f"scoring, {name}", done, total))
-            texts = generate(editable, prompts, max_new_tokens=_COMPLETION_TOKENS)
+            texts = as_respondent(editable).generate(prompts, max_new_tokens=_COMPLETION_TOKENS)
             return {"scores": scores.as_dict(), "completions": _first_sentences(texts, prompts)}
 
         document["protocol"] = protocol(editable, cases, dataset=dataset, seed=seed)
@@ -181,6 +181,6 @@ def sizes_of_changes(document: Mapping[str, Any]) -> str | None:
     )
 
 
-def _first_sentences(texts: list[str], prompts: list[str]) -> list[str]:
+def _first_sentences(texts: Sequence[str], prompts: list[str]) -> list[str]:
     """What follows each prompt, up to the end of its sentence."""
     return [text[len(prompt) :].split(".")[0].strip() for text, prompt in zip(texts, prompts, strict=True)]

@@ -28,9 +28,9 @@ import torch
 from bluedit.datasets.cases import Case
 from bluedit.errors import DamagedFileError, DatasetError, FactError, InputError, SettingsError, excerpt
 from bluedit.evaluation.intervals import Estimate, bootstrap
-from bluedit.evaluation.scoring import answer_queries
 from bluedit.models import EditableModel
 from bluedit.models.editable import Component
+from bluedit.models.likelihood import answer_queries
 from bluedit.storage.documents import parse_document, read_document, write_document
 from bluedit.storage.files import OutputKind, atomic_file, cache_folder, contents, remove_output, writable_target
 from bluedit.storage.hashes import seal

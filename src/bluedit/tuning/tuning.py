@@ -29,10 +29,11 @@ from bluedit.datasets.cases import Case
 from bluedit.editing import EditOptions, Metrics, Plan, plan_edit, run_plan
 from bluedit.editors.closed_form.optimizer import Values, optimise_values
 from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
-from bluedit.evaluation.scoring import Scores, answer_queries, compare, tally
+from bluedit.evaluation.scoring import Scores, compare, tally
 from bluedit.methods import Method, Settings
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
+from bluedit.models.respondent import as_respondent
 from bluedit.progress import Progress, silent, stage
 from bluedit.statistics import Statistics
 from bluedit.storage.files import writable_target
@@ -315,7 +316,7 @@ class _Search:
             norm = max([norm, *(record.relative_norm for record in patch.manifest.weights.values())])
             queries = [(one.prompt, answer) for held in batch for one in held.questions for answer in (one.wanted, one.other)]
             with patch.applied(self.model, check=False):
-                answers = answer_queries(self.model, queries)
+                answers = as_respondent(self.model).answer(queries)
             for held in batch:
                 margins: dict[str, list[float]] = {}
                 for one in held.questions:
