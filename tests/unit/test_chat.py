@@ -254,8 +254,8 @@ def test_edit_evaluate_and_revert_in_a_chat(
         assert set(score_cases(model, cases).estimates) >= {"ES", "PS", "NS"}
     assert (mean(model), mean(plain)) == unedited
     assert all(torch.equal(weight, before[name]) for name, weight in model.model.state_dict().items())
-    assert protocol(model, cases, dataset="world")["chat"]["before"] == model.text.chat.before  # type: ignore[union-attr]
-    assert "chat" not in protocol(plain, cases, dataset="world")
+    assert protocol(model, cases, dataset="world").as_dict()["chat"]["before"] == model.text.chat.before  # type: ignore[union-attr]
+    assert "chat" not in protocol(plain, cases, dataset="world").as_dict()
 
     assert patch.manifest.chat == model.text.chat is not None
     loaded = Patch.load(patch.save(tmp_path / "patch"))

@@ -67,7 +67,9 @@ def _real(model: str, facts: int, device: str | None, dtype: str | None, seed: i
         document = real_demo(editable, model, facts, seed, bars)
     document["seconds"] = round(time.monotonic() - started, 1)
     if as_json:
-        console.emit(document)
+        from bluedit.results.commands import RealDemoResult
+
+        console.emit(RealDemoResult.of(document))
         return
     console.show(show(document))
     back = all(document["reverted"].values())
@@ -131,7 +133,9 @@ def _compare(model: str, facts: int, device: str | None, dtype: str | None, seed
     document["completed"] = [{"prompt": case.fact.text, "old": case.true_target, "new": case.fact.target} for case in shown]
     document["seconds"] = round(time.monotonic() - started, 1)
     if as_json:
-        console.emit(document)
+        from bluedit.results.commands import DemoResult
+
+        console.emit(DemoResult.of(document))
     else:
         console.show(report(document))
         if sizes := sizes_of_changes(document):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from transformers import PreTrainedModel
 
@@ -93,7 +93,7 @@ def as_respondent(model: EditableModel | Respondent) -> Respondent:
     """
     if isinstance(model, EditableModel):
         return ModelRespondent(model)
-    given: object = model  # callers without a type checker pass other things
+    given = cast("object", model)  # callers without a type checker pass other things
     if isinstance(given, Respondent):
         return given
     if isinstance(given, PreTrainedModel):
