@@ -67,7 +67,7 @@ def _real(model: str, facts: int, device: str | None, dtype: str | None, seed: i
         document = real_demo(editable, model, facts, seed, bars)
     document["seconds"] = round(time.monotonic() - started, 1)
     if as_json:
-        from bluedit.results.commands import RealDemoResult
+        from bluedit.results.demos import RealDemoResult
 
         console.emit(RealDemoResult.of(document))
         return
@@ -133,7 +133,7 @@ def _compare(model: str, facts: int, device: str | None, dtype: str | None, seed
     document["completed"] = [{"prompt": case.fact.text, "old": case.true_target, "new": case.fact.target} for case in shown]
     document["seconds"] = round(time.monotonic() - started, 1)
     if as_json:
-        from bluedit.results.commands import DemoResult
+        from bluedit.results.demos import DemoResult
 
         console.emit(DemoResult.of(document))
     else:

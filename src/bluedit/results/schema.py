@@ -11,14 +11,14 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from bluedit.results import commands, records
+from bluedit.results import commands, demos, records
 from bluedit.results.records import Record
 
 __all__ = ["DOCUMENTS", "schema"]
 
 DOCUMENTS: dict[str, type[Record]] = {
-    "bluedit demo": commands.DemoResult,
-    "bluedit demo --real": commands.RealDemoResult,
+    "bluedit demo": demos.DemoResult,
+    "bluedit demo --real": demos.RealDemoResult,
     "bluedit doctor": commands.DoctorResult,
     "bluedit edit": commands.EditResult,
     "bluedit evaluate": commands.EvaluateResult,
