@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from bluedit.errors import BlueditWarning
 from bluedit.layers import layers_text
 
-__all__ = ["LargeChangeWarning", "RoundingWarning", "told_together"]
+__all__ = ["LargeChangeWarning", "RoundingWarning", "UnmetWarning", "told_together"]
 
 
 class LargeChangeWarning(BlueditWarning):
@@ -46,6 +46,20 @@ class RoundingWarning(BlueditWarning):
         changes, their = ("change", "its") if len(layers) == 1 else ("changes", "their")
         kinds = dict.fromkeys(one.dtype for one in several if isinstance(one, RoundingWarning))
         return f"rounding to {' and '.join(kinds)} moves the {changes} of {layers_text(layers)} by {amounts}% of {their} size"
+
+
+class UnmetWarning(BlueditWarning):
+    """An edit that gives little of what was asked for: `amount` is the share that the written weights leave open at a layer."""
+
+    def __init__(self, *, layer: int, amount: float, origin: str, advice: str) -> None:
+        text = f"the written weights leave {amount:.0%} of what the facts ask for at layer {layer} open; {advice}"
+        super().__init__(text, layer=layer, amount=amount, origin=origin, advice=advice)
+
+    @classmethod
+    def together(cls, several: Sequence[BlueditWarning]) -> str:
+        amounts = _range([f"{100 * one.amount:.0f}" for one in sorted(several, key=_amount)])
+        layers = layers_text({one.layer for one in several})
+        return f"the written weights leave {amounts}% of what the facts ask for at {layers} open"
 
 
 def told_together(found: Iterable[Warning]) -> list[str]:

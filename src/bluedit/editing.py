@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bluedit.cautions import LargeChangeWarning, RoundingWarning
+from bluedit.cautions import LargeChangeWarning, RoundingWarning, UnmetWarning
 from bluedit.errors import FactError, NumericsError, SettingsError, excerpt
 from bluedit.facts import Fact, OnConflict, check_facts, check_on_conflict
 from bluedit.fine_tuning import fine_tune
@@ -285,6 +285,8 @@ class _Work:
     values: dict[int, Values] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
     records: dict[int, OptimisationRecord] = field(default_factory=dict)
+    asked: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By changed layer: keys (F, N), and the residuals (D, N) that its change was to give at them."""
     store: ValueStore | None = None
     reused: float = 0.0
     """Seconds that values took which were found in the store."""
@@ -321,7 +323,35 @@ class _Work:
         gap_DN = target_DN - fact_states(model, plan.facts, step.aim, method.objective.sites[0])
         names = tuple(fact.id for fact in plan.facts)
         gain_FN = self.metrics.by_layer[step.layer].gain(keys_FN, noise=method.noise, readout_FN=read_FN, names=names)
+        self.asked[step.layer] = (keys_FN if read_FN is None else read_FN, step.share * gap_DN)
         return LowRank.of(step.share * gap_DN, gain_FN)
+
+    def met(self, layer: int, change: Change) -> float | None:
+        """What share of the residuals asked of a layer its change gives: <D k, r> / ||r||^2, the mean over facts."""
+        if layer not in self.asked:
+            return None
+        keys_FN, asked_DN = self.asked[layer]
+        if isinstance(change, LowRank):
+            given_DN = change.residual_DN @ (change.gain_FN.T @ keys_FN.to(change.gain_FN))
+        else:
+            given_DN = change.dense() @ keys_FN.to(change.dense())
+        size_N = asked_DN.square().sum(0)
+        share_N = (given_DN.to(asked_DN) * asked_DN).sum(0) / size_N
+        return _mean(share_N[size_N > 0].tolist())
+
+    def measure(self) -> None:
+        """Record what the weights as they are written now leave of each layer's targets."""
+        if self.plan.method.fine_tuning:
+            return
+        site = self.plan.method.objective.sites[0]
+        for layer, record in self.records.items():
+            values = self.values[layer]
+            asked_N = (values.targets_DN - values.initial_DN).norm(dim=0)
+            left_N = (values.targets_DN - fact_states(self.model, self.plan.facts, layer, site).to(values.targets_DN)).norm(
+                dim=0
+            )
+            remaining = tuple(float(f"{one:.4g}") for one in (left_N / asked_N).nan_to_num(0.0, posinf=0.0).tolist())
+            self.records[layer] = record.model_copy(update={"remaining": remaining})
 
     def fine_tuned(self, layer: int) -> Change:
         """The change that training the weight makes."""
@@ -366,6 +396,7 @@ def run_batch(
                 changes[layer] = _checked(method.restraint.restrain(change, weight_DF, plan.settings), layer)
                 model.weight(layer).detach().copy_(originals[layer])
                 changes[layer].add_to(model.matrix(layer))
+        work.measure()
         if method.keeps_past and (method.restraint or list(changes) != sorted(changes)):
             # Otherwise no weight below a layer changed after its keys were measured, and they are the edited model's already.
             work.keys = {layer: fact_keys(model, plan.facts, layer, plan.templates) for layer in changes}
@@ -378,12 +409,13 @@ def run_plan(
     progress: Progress = silent,
     metrics: Metrics | None = None,
     values: Mapping[int, Values] | None = None,
+    store: ValueStore | None = None,
 ) -> Patch:
     """Carry out a plan: a sequence of one batch, its end included. The model is left as it was.
 
-    `metrics` and `values` are what is there already, as for :func:`run_batch`.
+    `metrics`, `values` and `store` are what is there already, as for :func:`run_batch`.
     """
-    patch, _ = run_batch(model, plan, metrics or Metrics(plan), progress, values)
+    patch, _ = run_batch(model, plan, metrics or Metrics(plan), progress, values, store)
     weights = {name: model.matrix(record.layer) for name, record in patch.manifest.weights.items()}
     return restrain_sequence(patch, plan, weights)
 
@@ -452,6 +484,35 @@ def _origin(plan: Plan) -> str:
     return f"{plan.method.name}, {plan.method.strategy.name}"
 
 
+_UNMET = 0.5
+"""Of what facts ask for, left open: from here on worth a warning."""
+
+
+def _warn_unmet(plan: Plan, records: Iterable[OptimisationRecord]) -> None:
+    """Warn of layers at which the written weights leave much of what was asked for open."""
+    for record in records:
+        open_share = _mean(record.remaining or ())
+        if open_share is not None and open_share > _UNMET:
+            warnings.warn(
+                UnmetWarning(layer=record.layer, amount=open_share, origin=_origin(plan), advice=_unmet_advice(plan)),
+                stacklevel=4,
+            )
+
+
+def _unmet_advice(plan: Plan) -> str:
+    """What makes more of the residuals come true, by settings that the method has."""
+    uses = plan.method.uses
+    if "L2" in uses:
+        return f"lower L2 (it is {plan.settings.L2:g}), or raise nullspace_threshold"
+    if "lambda" in uses:
+        return f"lower lambda (it is {plan.settings.lambda_:g})"
+    return "choose other layers, or fewer facts at a time"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
 def _advice(method: Method, *, null_space: bool) -> str:
     """What makes a method's changes smaller, by settings that it has."""
     if method.fine_tuning:
@@ -462,7 +523,9 @@ def _advice(method: Method, *, null_space: bool) -> str:
     return f"{f'raise {raised}, or ' if raised else ''}take second moments over more text"
 
 
-def _record(model: EditableModel, plan: Plan, layer: int, change: Change, metric: InverseMetric | None) -> WeightRecord:
+def _record(
+    model: EditableModel, plan: Plan, layer: int, change: Change, metric: InverseMetric | None, met: float | None = None
+) -> WeightRecord:
     norm = change.norm()
     relative = _relative(norm, model.matrix(layer))
     condition, rank = (metric.condition, metric.rank) if metric else (None, None)
@@ -480,6 +543,7 @@ def _record(model: EditableModel, plan: Plan, layer: int, change: Change, metric
         condition=condition,
         null_space_rank=rank,
         rounding=_rounding(change, norm, model.matrix(layer), layer, plan),
+        met=None if met is None else float(f"{met:.4g}"),
     )
 
 
@@ -487,15 +551,17 @@ def _patch(model: EditableModel, work: _Work, changes: dict[int, Change], second
     plan, names = work.plan, model.structure.weight_name
     used = plan.method.uses
     weights = {
-        names(layer): _record(model, plan, layer, change, work.metrics.by_layer.get(layer)) for layer, change in changes.items()
+        names(layer): _record(model, plan, layer, change, work.metrics.by_layer.get(layer), work.met(layer, change))
+        for layer, change in changes.items()
     }
+    _warn_unmet(plan, work.records.values())
     manifest = Manifest(
         model=str(getattr(model.model.config, "_name_or_path", "") or type(model.model).__name__),
         configuration=model.configuration_fingerprint(),
         method=plan.method.name,
         strategy=plan.method.strategy.name,
         layers=plan.layers,
-        settings={name: value for name, value in plan.settings.as_dict().items() if name in used},
+        settings=plan.settings.recorded(used),
         templates=plan.templates,
         chat=model.text.chat,
         seed=plan.seed,

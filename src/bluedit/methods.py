@@ -12,7 +12,7 @@ published ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -55,6 +55,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+_PUBLISHED_SCALE = ("lambda_scale", "absolute")
+
+
 class Settings(BaseModel):
     """What a method leaves open. Names are the published ones; the defaults are the papers' common settings.
 
@@ -74,6 +77,8 @@ class Settings(BaseModel):
     The prior over keys
 
     - `lambda` (attribute `lambda_`): weight of the second moment against the new facts (MEMIT eq. 15).
+    - `lambda_scale`: `absolute`, as published; or `relative`, lambda counts in d_ff. E[k^T C^-1 k] over the text is d_ff,
+      whatever the keys' size: at a relative lambda of 1 a key like the text's is met by half, in a model of any width.
     - `shrinkage`: a in (1 - a) C + a tr(C)/F I; 0 as published.
     - `L2`: AlphaEdit's ridge, which takes lambda's place.
     - `nullspace_threshold`, `nullspace_scale`: directions with an eigenvalue below count as null space; `absolute`, in C's
@@ -95,6 +100,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     lambda_: Positive = Field(default=15000.0, alias="lambda")
+    lambda_scale: Literal["absolute", "relative"] = "absolute"
     shrinkage: Share = 0.0
     L2: Positive = 10.0
     nullspace_threshold: Positive = 2e-2
@@ -140,6 +146,11 @@ class Settings(BaseModel):
     def as_dict(self) -> dict[str, Any]:
         """Plain values by the names users write."""
         return self.model_dump(by_alias=True)
+
+    def recorded(self, uses: Collection[str]) -> dict[str, Any]:
+        """What a result says of these settings: those that were used. `lambda_scale` is named where it is not as published;
+        what was written before there was one says the same."""
+        return {name: value for name, value in self.as_dict().items() if name in uses and (name, value) != _PUBLISHED_SCALE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +285,7 @@ class Method:
             parts = [self.prior.uses, self.objective.uses]
         wanted = {*(name for part in parts for name in part), *(self.restraint.uses if self.restraint else ())}
         if not self.noise:
-            wanted -= {"lambda", "L2"}  # the scale of the metric cancels where residuals are met exactly
+            wanted -= {"lambda", "lambda_scale", "L2"}  # the scale of the metric cancels where residuals are met exactly
         return tuple(name for name in self.settings.names() if name in wanted)
 
     def override(self, *layers: Mapping[str, Any]) -> Settings:

@@ -1,13 +1,13 @@
 """Values that runs of one experiment share.
 
-*Concept.* What is optimised for facts at a layer depends on the facts, the layer, the templates, the objective and its settings,
-and the model as it is edited then; on nothing else. MEMIT, RECT, PRUNE and AlphaEdit ask for the same values at the last
-critical layer of the unedited model, and with BLUE at the first; MEMIT, RECT and PRUNE even at the last, after the same
-change of the first.
+*Concept.* What is optimised for facts at a layer depends on the facts, the layer, the templates, the objective and its
+settings, and the model as it is edited then; on nothing else. MEMIT, RECT, PRUNE and AlphaEdit ask for the same values at
+the last critical layer of the unedited model, and with BLUE at the first; MEMIT, RECT and PRUNE even at the last, after
+the same change of the first.
 
-*Mechanism.* A key is the hash of all that. The edited state is told by the hashes of those weights that any run of the experiment
-changes. Values lie in the experiment's folder, a file per key, written whole or not at all, so that a run that was killed
-finds them too; they are bit for bit what would be optimised again. A damaged file is as good as none.
+*Mechanism.* A key is the hash of all that. The edited state is told by the hashes of those weights that any run of the
+experiment changes. Values lie in the experiment's folder, a file per key, written whole or not at all, so that a run that
+was killed finds them too; they are bit for bit what would be optimised again. A damaged file is as good as none.
 """
 
 from __future__ import annotations

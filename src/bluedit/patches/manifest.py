@@ -42,6 +42,9 @@ class WeightRecord(BaseModel):
     rounding: float | None = None
     """||rounded(W + D) - W - D|| / ||D||: what a half-precision weight loses of the change; None in wider weights, and for sums
     of patches."""
+    met: float | None = None
+    """What share of the residual asked of this layer its change gives at the facts' keys, the mean over facts; None where no
+    residual is asked for (fine-tuning), and in older patches."""
 
 
 class OptimisationRecord(BaseModel):
@@ -52,6 +55,9 @@ class OptimisationRecord(BaseModel):
     layer: int
     evaluations: tuple[int, ...]
     losses: tuple[float, ...]
+    remaining: tuple[float, ...] | None = None
+    """||z - h'|| / ||z - h||: of what was asked for at this layer, what the written weights leave open. h: the state when the
+    value z was optimised; h': the state with the whole batch written. None for fine-tuning, and in older patches."""
 
 
 class Manifest(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any
 
 from bluedit.errors import PatchError
 from bluedit.patches.changes import Change, total
-from bluedit.patches.manifest import OptimisationRecord, WeightRecord
+from bluedit.patches.manifest import Manifest, OptimisationRecord, WeightRecord
 from bluedit.patches.patch import Patch
 
 __all__ = ["merge"]
@@ -37,7 +37,8 @@ def merge(patches: Sequence[Patch]) -> Patch:
         norm = changes[name].norm()
         sizes = [one.weights[name] for one in manifests if name in one.weights and one.weights[name].relative_norm]
         relative = norm * sizes[0].relative_norm / sizes[0].norm if sizes else 0.0
-        weights[name] = record.model_copy(update={"norm": norm, "relative_norm": relative, "rounding": None})
+        update = {"norm": norm, "relative_norm": relative, "rounding": None, "met": _mean_met(manifests, name)}
+        weights[name] = record.model_copy(update=update)
     by_layer: dict[int, list[OptimisationRecord]] = {}
     for record in (record for one in manifests for record in one.optimisation):
         by_layer.setdefault(record.layer, []).append(record)
@@ -46,10 +47,11 @@ def merge(patches: Sequence[Patch]) -> Patch:
             layer=layer,
             evaluations=tuple(count for record in records for count in record.evaluations),
             losses=tuple(loss for record in records for loss in record.losses),
+            remaining=_together([record.remaining for record in records]),
         )
         for layer, records in by_layer.items()
     )
-    update: dict[str, Any] = {
+    whole: dict[str, Any] = {
         "facts": tuple(fact for one in manifests for fact in one.facts),
         "columns": "facts" if all(one.columns == "facts" for one in manifests) else "directions",
         "batches": tuple(count for one in manifests for count in one.batches or (len(one.facts),)),
@@ -57,4 +59,18 @@ def merge(patches: Sequence[Patch]) -> Patch:
         "optimisation": optimisation,
         "seconds": round(sum(one.seconds for one in manifests), 3),
     }
-    return Patch(changes, first.model_copy(update=update))
+    return Patch(changes, first.model_copy(update=whole))
+
+
+def _together(parts: Sequence[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+    """Measured facts side by side; None where some were not measured."""
+    known = [part for part in parts if part is not None]
+    return tuple(value for part in known for value in part) if len(known) == len(parts) else None
+
+
+def _mean_met(manifests: Sequence[Manifest], name: str) -> float | None:
+    """The mean over the facts of all batches of what a weight's changes met when they were made."""
+    batches = [(len(one.facts), one.weights[name].met) for one in manifests if name in one.weights]
+    known = [(count, met) for count, met in batches if met is not None]
+    facts = sum(count for count, _ in known)
+    return sum(count * met for count, met in known) / facts if facts and len(known) == len(batches) else None

@@ -80,8 +80,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     if "text" in document["before"]:
         text = document["before"]["text"]
         head[2] += (
-            f" Perplexity (and its change), KL(unedited || edited) in nats per token, and top-1 agreement with the unedited model: "
-            f"{text['tokens']:,} tokens of `{recipe['text']}`, {text['documents']} documents, intervals over documents."
+            " Perplexity (and its change), KL(unedited || edited) in nats per token, and top-1 agreement with the unedited "
+            f"model: {text['tokens']:,} tokens of `{recipe['text']}`, {text['documents']} documents, intervals over documents."
         )
     names = columns(document)
     table = [_line(names), _line(("---",) * len(names)), *(_line(row) for row in rows(document))]

@@ -35,13 +35,18 @@ class Prior(Protocol):
 
 @dataclass(frozen=True)
 class _SecondMoment:
-    """M = lambda C (MEMIT eq. 14 and 15; also ROME's and EMMET's, where lambda cancels)."""
+    """M = lambda C (MEMIT eq. 14 and 15; also ROME's and EMMET's, where lambda cancels).
 
-    uses = ("lambda", "shrinkage", "metric_dtype")
+    A single key k is met by q / (1 + q) with q = k^T C^-1 k / lambda, and q is F / lambda in the mean over the text: a relative
+    lambda counts in F.
+    """
+
+    uses = ("lambda", "lambda_scale", "shrinkage", "metric_dtype")
 
     def inverse(self, moment: SecondMoment, settings: Settings) -> InverseMetric:
         inverse_FF, condition = moment.inverse(settings.shrinkage)
-        metric = InverseMetric(inverse_FF / settings.lambda_, condition)
+        unit = len(inverse_FF) if settings.lambda_scale == "relative" else 1
+        metric = InverseMetric(inverse_FF / (settings.lambda_ * unit), condition)
         return metric.to_dtype(getattr(torch, settings.metric_dtype))
 
 

@@ -172,8 +172,9 @@ class _Search:
 
     @cached_property
     def _start(self) -> dict[str, Any]:
-        settings, uses = self.plan.settings.as_dict(), self.plan.method.uses
-        return {name: settings[name] for name in uses}
+        uses = self.plan.method.uses
+        recorded = self.plan.settings.recorded(uses)
+        return {name: recorded[name] for name in uses if name in recorded}
 
     @cached_property
     def _claim(self) -> str:
