@@ -1,6 +1,6 @@
 """The records of one file whose subjects are in no other: facts to choose settings on, none of which is scored later.
 
-    python benchmarks/unseen_facts.py counterfact_flat_1000.json --without counterfact_200.json zsre_eval_300.json --out unseen.json
+    python benchmarks/unseen_facts.py counterfact_flat_1000.json --without counterfact_200.json --out unseen.json
 
 Subjects are compared in lower case, without white space around them. Records are written as they are.
 """
