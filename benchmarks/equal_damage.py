@@ -1,11 +1,11 @@
-"""Even distribution and BLUE at equal damage: lambda is swept (L2 for AlphaEdit), and scores are drawn against KL on other text.
+"""Even distribution and BLUE at equal damage: lambda is swept (L2 for AlphaEdit), and scores are drawn against KL.
 
     python benchmarks/equal_damage.py --out docs/results/smollm2/equal_damage.json --figure docs/images/equal_damage.png
 
-One lambda compares apples with pears: what it does depends on how many layers are changed, and by how much each. So every run has
-two coordinates, how well edits take (PS, and PA: the whole new object is the greedy answer to a paraphrase) and what they do to
-held-out text (KL(unedited || edited) per token). All records are edited in one batch. Values that runs share are optimised
-once and kept beside the results; a sweep that was stopped goes on where it was. `--figure` draws what is there.
+One lambda compares apples with pears: what it does depends on how many layers are changed, and by how much each. So every
+run has two coordinates, how well edits take (PS, and PA: the whole new object is the greedy answer to a paraphrase) and what
+they do to held-out text (KL(unedited || edited) per token). All records are edited in one batch. Values that runs share are
+optimised once and kept beside the results; a sweep that was stopped goes on where it was. `--figure` draws what is there.
 """
 
 from __future__ import annotations
