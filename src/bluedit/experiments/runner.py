@@ -260,6 +260,11 @@ class Experiment:
             "mean_evaluations": {
                 str(record.layer): sum(record.evaluations) / max(1, len(record.evaluations)) for record in manifest.optimisation
             },
+            "remaining": {
+                str(record.layer): sum(record.remaining) / max(1, len(record.remaining))
+                for record in manifest.optimisation
+                if record.remaining is not None
+            },
             "seconds": seconds,
             "protocol": self._protocol([case for batch in batches for case in batch], patch),
             "outcomes": [{"id": case, **outcomes} for case, outcomes in scores.cases],
