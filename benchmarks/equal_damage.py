@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace) -> None:
                 with patch.applied(model, check=False):
                     run = {"key": key, "scores": score_cases(model, cases).as_dict(), "text": text.scores(model).as_dict()}
                 manifest = patch.manifest
-                run["remaining"] = {one.layer: _mean(one.remaining or ()) for one in manifest.optimisation}
+                run["remaining"] = {one.layer: one.left_open for one in manifest.optimisation}
                 run["met"] = {one.layer: one.met for one in manifest.weights.values()}
                 run["relative_norm"] = {one.layer: float(f"{one.relative_norm:.4g}") for one in manifest.weights.values()}
                 run["seconds"] = round(time.monotonic() - started, 1)
@@ -161,10 +161,6 @@ def draw(document: dict[str, Any], path: Path) -> None:
 def _error(estimate: dict[str, float]) -> tuple[float, float, float]:
     """A value, and how far its interval reaches below and above."""
     return estimate["value"], estimate["value"] - estimate["low"], estimate["high"] - estimate["value"]
-
-
-def _mean(values: Any) -> float:
-    return round(sum(values) / max(1, len(values)), 4)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def main() -> None:
         edited = time.monotonic() - started
         with patch.applied(model, check=False):
             run = {"pair": list(pair), "scores": scored(), "text": text.scores(model).as_dict()}
-        run["remaining"] = {one.layer: mean(one.remaining or ()) for one in patch.manifest.optimisation}
+        run["remaining"] = {one.layer: one.left_open for one in patch.manifest.optimisation}
         run["loss"] = {one.layer: mean(one.losses) for one in patch.manifest.optimisation}
         run["evaluations"] = {one.layer: mean(one.evaluations) for one in patch.manifest.optimisation}
         run["relative_norm"] = {one.layer: one.relative_norm for one in patch.manifest.weights.values()}

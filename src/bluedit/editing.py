@@ -327,7 +327,7 @@ class _Work:
         return LowRank.of(step.share * gap_DN, gain_FN)
 
     def met(self, layer: int, change: Change) -> float | None:
-        """What share of the residuals asked of a layer its change gives: <D k, r> / ||r||^2, the mean over facts."""
+        """What share of the residuals asked of a layer its change gives: sum <D k, r> / sum ||r||^2."""
         if layer not in self.asked:
             return None
         keys_FN, asked_DN = self.asked[layer]
@@ -335,9 +335,8 @@ class _Work:
             given_DN = change.residual_DN @ (change.gain_FN.T @ keys_FN.to(change.gain_FN))
         else:
             given_DN = change.dense() @ keys_FN.to(change.dense())
-        size_N = asked_DN.square().sum(0)
-        share_N = (given_DN.to(asked_DN) * asked_DN).sum(0) / size_N
-        return _mean(share_N[size_N > 0].tolist())
+        size = asked_DN.square().sum().item()
+        return (given_DN.to(asked_DN) * asked_DN).sum().item() / size if size else None
 
     def measure(self) -> None:
         """Record what the weights as they are written now leave of each layer's targets."""
@@ -350,8 +349,9 @@ class _Work:
             left_N = (values.targets_DN - fact_states(self.model, self.plan.facts, layer, site).to(values.targets_DN)).norm(
                 dim=0
             )
-            remaining = tuple(float(f"{one:.4g}") for one in (left_N / asked_N).nan_to_num(0.0, posinf=0.0).tolist())
-            self.records[layer] = record.model_copy(update={"remaining": remaining})
+            shares = (left_N / asked_N).nan_to_num(0.0, posinf=0.0)
+            update = {"remaining": _four_digits(shares), "asked": _four_digits(asked_N)}
+            self.records[layer] = record.model_copy(update=update)
 
     def fine_tuned(self, layer: int) -> Change:
         """The change that training the weight makes."""
@@ -491,10 +491,9 @@ _UNMET = 0.5
 def _warn_unmet(plan: Plan, records: Iterable[OptimisationRecord]) -> None:
     """Warn of layers at which the written weights leave much of what was asked for open."""
     for record in records:
-        open_share = _mean(record.remaining or ())
-        if open_share is not None and open_share > _UNMET:
+        if record.left_open is not None and record.left_open > _UNMET:
             warnings.warn(
-                UnmetWarning(layer=record.layer, amount=open_share, origin=_origin(plan), advice=_unmet_advice(plan)),
+                UnmetWarning(layer=record.layer, amount=record.left_open, origin=_origin(plan), advice=_unmet_advice(plan)),
                 stacklevel=4,
             )
 
@@ -509,8 +508,8 @@ def _unmet_advice(plan: Plan) -> str:
     return "choose other layers, or fewer facts at a time"
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _four_digits(values: Tensor) -> tuple[float, ...]:
+    return tuple(float(f"{one:.4g}") for one in values.tolist())
 
 
 def _advice(method: Method, *, null_space: bool) -> str:

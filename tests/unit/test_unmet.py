@@ -77,6 +77,9 @@ def test_what_remains_is_measured_on_the_written_weights(
         after_DN = fact_states(model, plan.facts, 0)
     expected = (values.targets_DN - after_DN).norm(dim=0) / (values.targets_DN - before_DN).norm(dim=0)
     assert first.remaining == pytest.approx(expected.tolist(), rel=1e-2)
+    sizes = (values.targets_DN - before_DN).norm(dim=0)
+    assert first.asked == pytest.approx(sizes.tolist(), rel=1e-2)
+    assert first.left_open == pytest.approx(float((values.targets_DN - after_DN).norm(dim=0).sum() / sizes.sum()), rel=1e-2)
 
 
 @pytest.mark.parametrize("method", [RECT, PMET, bluedit.PRUNE, bluedit.ALPHAEDIT])
@@ -155,6 +158,14 @@ def test_records_of_batches_are_put_together(make_patch: Callable[..., Patch], t
     both = merge([with_records(one, 0.5, (0.1, 0.2, 0.3)), with_records(other, None, None)])
     assert both.manifest.optimisation[0].remaining is None
     assert {record.met for record in both.manifest.weights.values()} == {None}
+
+
+def test_a_fact_that_asks_for_little_counts_little() -> None:
+    """Layers below may have given all of it; what is left is then many times what was asked for."""
+    record = OptimisationRecord(layer=8, evaluations=(9, 1), losses=(0.1, 0.0), remaining=(0.2, 30.0), asked=(10.0, 0.01))
+    assert record.left_open == pytest.approx(2.3 / 10.01)
+    nothing = record.model_copy(update={"asked": (0.0, 0.0)})
+    assert nothing.left_open == 0.0
 
 
 def test_older_records_are_read() -> None:

@@ -261,9 +261,9 @@ class Experiment:
                 str(record.layer): sum(record.evaluations) / max(1, len(record.evaluations)) for record in manifest.optimisation
             },
             "remaining": {
-                str(record.layer): sum(record.remaining) / max(1, len(record.remaining))
+                str(record.layer): round(record.left_open, 4)
                 for record in manifest.optimisation
-                if record.remaining is not None
+                if record.left_open is not None
             },
             "seconds": seconds,
             "protocol": self._protocol([case for batch in batches for case in batch], patch),
