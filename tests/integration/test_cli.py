@@ -96,7 +96,8 @@ def test_edit_reports_every_key_it_documents(edit: Run, facts: Path, tmp_path: P
     outcome = edit("--facts", facts, "--out", tmp_path / "patch", "--limit", 3, "--json")
     document = outcome.document
     assert set(document) >= {
-        "patch", "facts", "method", "strategy", "layers", "settings", "evaluations", "losses", "weights", "seconds",
+        "patch", "facts", "method", "strategy", "layers", "settings", "evaluations", "losses", "remaining", "weights",
+        "seconds",
     }  # fmt: skip
     assert document["patch"] == str(tmp_path / "patch")
     assert (document["method"], document["strategy"], document["layers"]) == ("memit", "boundary", [1, 2])

@@ -12,6 +12,7 @@ from bluedit.experiments import find_recipe, read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.toml"))
+PUBLISHED = [name for name in SHIPPED if not name.startswith(("mini/", "smollm2/")) and "batch" not in name]
 
 # The published settings, model by model: critical layers, steps, learning rate, lambda.
 MODELS = {
@@ -35,7 +36,7 @@ def test_shipped_recipes_are_found_by_name_and_valid(name: str) -> None:
     assert len(set(recipe.names)) == len(recipe.runs)
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith("mini/") and "batch" not in name])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_sequential_recipes_say_what_was_published(name: str) -> None:
     model, _, file = name.partition("/")
     recipe = read_recipe(find_recipe(name))
@@ -65,7 +66,7 @@ def test_sequential_recipes_say_what_was_published(name: str) -> None:
     assert run.settings == expected
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith("mini/") and "batch" not in name])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_settings_known_by_the_models_shape_are_the_recipes(name: str) -> None:
     """`bluedit edit --method M` without a setting does what the recipe does."""
     known = next(known for known in PRESETS if known.name == name.partition("/")[0])

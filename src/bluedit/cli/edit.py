@@ -187,6 +187,11 @@ def _document(patch: Edit) -> dict[str, Any]:
         "settings": manifest.settings,
         "evaluations": {str(record.layer): dict(zip(ids, record.evaluations, strict=True)) for record in manifest.optimisation},
         "losses": {str(record.layer): dict(zip(ids, record.losses, strict=True)) for record in manifest.optimisation},
+        "remaining": {
+            str(record.layer): dict(zip(ids, record.remaining, strict=True))
+            for record in manifest.optimisation
+            if record.remaining is not None
+        },
         "weights": {name: record.model_dump() for name, record in manifest.weights.items()},
         "seconds": manifest.seconds,
     }

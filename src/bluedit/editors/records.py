@@ -18,7 +18,7 @@ from bluedit.errors import NumericsError
 from bluedit.models import EditableModel
 from bluedit.precision import all_finite, upcast
 
-__all__ = ["checked", "manifest_of", "mean", "resized", "warn_unmet", "weight_record"]
+__all__ = ["checked", "manifest_of", "resized", "warn_unmet", "weight_record"]
 
 
 def manifest_of(
@@ -144,11 +144,6 @@ _UNMET = 0.5
 def warn_unmet(plan: Setup, records: Iterable[OptimisationRecord], advice: str) -> None:
     """Warn of layers at which the written weights leave much of what was asked for open."""
     for record in records:
-        left_open = mean(record.remaining or ())
-        if left_open is not None and left_open > _UNMET:
-            warnings.warn(UnmetWarning(layer=record.layer, amount=left_open, origin=_origin(plan), advice=advice), stacklevel=4)
-
-
-def mean(values: Sequence[float]) -> float | None:
-    """The mean; None of nothing."""
-    return sum(values) / len(values) if values else None
+        if record.left_open is not None and record.left_open > _UNMET:
+            caution = UnmetWarning(layer=record.layer, amount=record.left_open, origin=_origin(plan), advice=advice)
+            warnings.warn(caution, stacklevel=4)

@@ -44,8 +44,8 @@ class WeightRecord(BaseModel):
     """||rounded(W + D) - W - D|| / ||D||: what a half-precision weight loses of the change; None in wider weights, and for sums
     of patches."""
     met: float | None = None
-    """What fraction of the residual asked of this layer its change gives at the facts' keys, the mean over facts; None where no
-    residual is asked for (fine-tuning), and in older patches."""
+    """What fraction of the residuals asked of this layer its change gives at the facts' keys, sum <D k, r> / sum ||r||^2; None
+    where no residual is asked for (fine-tuning), and in older patches."""
 
 
 class OptimisationRecord(BaseModel):
@@ -59,6 +59,16 @@ class OptimisationRecord(BaseModel):
     remaining: tuple[float, ...] | None = None
     """||z - h'|| / ||z - h||: of what was asked for at this layer, what the written weights leave open. h: the state when the
     value z was optimised; h': the state with the whole batch written. None for fine-tuning, and in older patches."""
+    asked: tuple[float, ...] | None = None
+    """||z - h||. It is small for a fact that the layers below gave already."""
+
+    @property
+    def left_open(self) -> float | None:
+        """The fraction left open over all facts, sum ||z - h'|| / sum ||z - h||: facts weigh by what they asked for."""
+        if self.remaining is None or self.asked is None:
+            return None
+        total = sum(self.asked)
+        return sum(size * part for size, part in zip(self.asked, self.remaining, strict=True)) / total if total else 0.0
 
 
 class Manifest(BaseModel):

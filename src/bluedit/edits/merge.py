@@ -46,6 +46,7 @@ def merge_changes(parts: Sequence[Part]) -> tuple[dict[str, Change], Manifest]:
             evaluations=tuple(count for record in records for count in record.evaluations),
             losses=tuple(loss for record in records for loss in record.losses),
             remaining=_together([record.remaining for record in records]),
+            asked=_together([record.asked for record in records]),
         )
         for layer, records in by_layer.items()
     )

@@ -260,6 +260,11 @@ class Experiment:
             "mean_evaluations": {
                 str(record.layer): sum(record.evaluations) / max(1, len(record.evaluations)) for record in manifest.optimisation
             },
+            "remaining": {
+                str(record.layer): round(record.left_open, 4)
+                for record in manifest.optimisation
+                if record.left_open is not None
+            },
             "seconds": seconds,
             "protocol": self._protocol([case for batch in batches for case in batch], patch),
             "outcomes": [{"id": case, **outcomes} for case, outcomes in scores.cases],

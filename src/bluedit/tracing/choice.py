@@ -77,11 +77,11 @@ def layers_by_tracing(
     seed: int = 0,
     progress: Callable[[str, int, int | None], object] = lambda *_: None,
 ) -> Choice:
-    """Trace facts at the sites that a choice needs, choose, and remember.
+    """Trace facts at the sites and the one token that a choice needs, choose, and remember.
 
     The trace is kept in the cache folder: stopped, it goes on, and asked for again it is read.
     """
-    trace = trace_cases(model, cases, TraceSettings(sites=_SITES, seed=seed), cached=True, progress=progress)
+    trace = trace_cases(model, cases, TraceSettings(sites=_SITES, seed=seed, choice_only=True), cached=True, progress=progress)
     choice = choose_layers(trace)
     remember(choice, trace.model, model.text.chat)
     return choice

@@ -22,7 +22,7 @@ from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.editors.closed_form.optimizer import Values, optimise_values
 from bluedit.editors.closed_form.state import InverseMetrics
 from bluedit.editors.plan import Plan, Setup
-from bluedit.editors.records import checked, manifest_of, mean, resized, warn_unmet, weight_record
+from bluedit.editors.records import checked, manifest_of, resized, warn_unmet, weight_record
 from bluedit.edits.changes import Change, LowRank
 from bluedit.edits.manifest import OptimisationRecord, WeightRecord
 from bluedit.edits.patch import Patch
@@ -144,15 +144,14 @@ class _Work:
         return LowRank.of(step.fraction * gap_DN, gain_FN)
 
     def met(self, layer: int, change: Change) -> float | None:
-        """What fraction of the residuals asked of a layer its change gives: <D k, r> / ||r||^2, the mean over facts."""
+        """What fraction of the residuals asked of a layer its change gives: sum <D k, r> / sum ||r||^2."""
         keys_FN, asked_DN = self.asked[layer]
         if isinstance(change, LowRank):
             given_DN = change.residual_DN @ (change.gain_FN.T @ keys_FN.to(change.gain_FN))
         else:
             given_DN = change.dense() @ keys_FN.to(change.dense())
-        size_N = asked_DN.square().sum(0)
-        given_N = (given_DN.to(asked_DN) * asked_DN).sum(0) / size_N
-        return mean(given_N[size_N > 0].tolist())
+        size = asked_DN.square().sum().item()
+        return (given_DN.to(asked_DN) * asked_DN).sum().item() / size if size else None
 
     def measure(self) -> None:
         """Record what the weights as they are written now leave of each layer's targets."""
@@ -162,8 +161,13 @@ class _Work:
             asked_N = (values.targets_DN - values.initial_DN).norm(dim=0)
             now_DN = fact_states(self.model, self.plan.facts, layer, component).to(values.targets_DN)
             left_N = (values.targets_DN - now_DN).norm(dim=0)
-            remaining = tuple(float(f"{one:.4g}") for one in (left_N / asked_N).nan_to_num(0.0, posinf=0.0).tolist())
-            self.records[layer] = record.model_copy(update={"remaining": remaining})
+            remaining_N = (left_N / asked_N).nan_to_num(0.0, posinf=0.0)
+            update = {"remaining": _four_digits(remaining_N), "asked": _four_digits(asked_N)}
+            self.records[layer] = record.model_copy(update=update)
+
+
+def _four_digits(values: Tensor) -> tuple[float, ...]:
+    return tuple(float(f"{one:.4g}") for one in values.tolist())
 
 
 def _patch(work: _Work, changes: Mapping[int, Change], seconds: float) -> Patch:
