@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bluedit.datasets import read_known
 from bluedit.evaluation.intervals import share
-from bluedit.evaluation.scoring import answer_queries
 from bluedit.models import load_model
+from bluedit.models.likelihood import answer_queries
 
 
 def main() -> None:

@@ -8,14 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import FAST, Outcome, Run
+from command_line import FAST, Outcome, Run, undocumented
 
+from bluedit.cli import console
 from bluedit.cli.main import main
+from bluedit.results import Record
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `bluedit` with these arguments in this process."""
+    """Runs `bluedit` with these arguments in this process. What it prints as JSON has documented keys only."""
+    original = console.emit
+
+    def emit(result: Record) -> None:
+        assert not undocumented(result)
+        original(result)
+
+    monkeypatch.setattr(console, "emit", emit)
 
     def run(*arguments: Any) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["bluedit", *map(str, arguments)])

@@ -17,7 +17,7 @@ from bluedit.experiments import Experiment, read_recipe, runner
 from bluedit.models import EditableModel
 from bluedit.sessions import session as session_module
 from bluedit.storage import tensors as storage_tensors
-from bluedit.storage.documents import read_document
+from bluedit.storage.documents import read_document, write_document
 
 pytestmark = pytest.mark.filterwarnings("ignore:the change of layer")
 
@@ -160,6 +160,39 @@ def test_results_of_another_recipe_or_model_are_not_mixed(
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"is not an empty folder \(it holds thesis\.tex\)"):
         Experiment(first.recipe, first.model, tmp_path / "mine").run()
+
+
+def test_results_of_earlier_versions_are_read_and_malformed_ones_are_named(
+    experiment: Callable[[Path], Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = experiment(tmp_path / "out")
+    first.recipe = first.recipe.model_copy(update={"runs": first.recipe.runs[:2]})
+    table = first.run()
+    monkeypatch.setattr(runner.Experiment, "_run", lambda *_: pytest.fail("ran again"))
+    # At first, files had neither a hash nor a kind, and were not indented alike.
+    for path in tmp_path.glob("out/**/*.json"):
+        document = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in document.items() if key not in ("digest", "document")}))
+    assert first.run() == table
+    # A later version may say more, which is kept.
+    path = tmp_path / "out" / "memit-even" / "result.json"
+    result = read_document(path, kind="memit-even")
+    write_document(path, {**result, "fluency": {"value": 6.1}}, kind="memit-even")
+    assert first.run()["runs"][0] == {**table["runs"][0], "fluency": {"value": 6.1}}
+    for name, changes, problem in (
+        ("memit-even/result.json", {"scores": {"ES": {"value": "high"}}}, r"scores\.ES\.value: .*"),
+        ("memit-even/result.json", {"outcomes": [{"id": "a", "ES": 1}]}, r"outcomes\.0\.ES: .*"),
+        ("before.json", {"protocol": None}, "protocol: .*"),
+    ):
+        path = tmp_path / "out" / name
+        kind = path.parent.name if path.name == "result.json" else "before"
+        whole = read_document(path, kind=kind)
+        write_document(path, {**whole, **changes}, kind=kind)
+        said = rf"{path.name} does not hold what it should: {problem}; remove it, and what it holds is computed again"
+        with pytest.raises(RecipeError, match=said) as caught:
+            first.run()
+        assert "\n" not in str(caught.value)
+        write_document(path, whole, kind=kind)
 
 
 def test_the_command_goes_on_after_a_real_kill(recipe_file: Path, saved_tiny_gpt2: Path, tmp_path: Path) -> None:

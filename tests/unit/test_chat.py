@@ -25,11 +25,11 @@ from bluedit.editors.closed_form.keys import context_templates
 from bluedit.edits import Patch, merge
 from bluedit.errors import ModelError, PatchError, SessionError
 from bluedit.evaluation import protocol, score_cases
-from bluedit.evaluation.scoring import answer_queries
 from bluedit.facts import Fact
 from bluedit.models import EditableModel, PromptTokenizer
 from bluedit.models.generation import generate
 from bluedit.models.inputs.chat import Chat
+from bluedit.models.likelihood import answer_queries
 from bluedit.statistics import Statistics
 from bluedit.storage.documents import document_text
 
@@ -254,8 +254,8 @@ def test_edit_evaluate_and_revert_in_a_chat(
         assert set(score_cases(model, cases).estimates) >= {"ES", "PS", "NS"}
     assert (mean(model), mean(plain)) == unedited
     assert all(torch.equal(weight, before[name]) for name, weight in model.model.state_dict().items())
-    assert protocol(model, cases, dataset="world")["chat"]["before"] == model.text.chat.before  # type: ignore[union-attr]
-    assert "chat" not in protocol(plain, cases, dataset="world")
+    assert protocol(model, cases, dataset="world").as_dict()["chat"]["before"] == model.text.chat.before  # type: ignore[union-attr]
+    assert "chat" not in protocol(plain, cases, dataset="world").as_dict()
 
     assert patch.manifest.chat == model.text.chat is not None
     loaded = Patch.load(patch.save(tmp_path / "patch"))

@@ -14,9 +14,9 @@ from bluedit.datasets import Case, read_dataset
 from bluedit.errors import DatasetError
 from bluedit.evaluation import score_cases
 from bluedit.evaluation.intervals import bootstrap, share
-from bluedit.evaluation.scoring import answer_queries
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
+from bluedit.models.likelihood import answer_queries
 
 
 def naive(model: EditableModel, prompt: str, target: str) -> tuple[float, list[bool]]:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bluedit.errors import ResourceError
-from bluedit.evaluation.scoring import answer_queries
 from bluedit.models import Batch, EditableModel, Row
 from bluedit.models.forward.prefix_sharing import SharedBeginnings, common_beginnings
+from bluedit.models.likelihood import answer_queries
 from bluedit.models.memory import budget as budgets
 from bluedit.models.memory.budget import TokenBudget, gradient_budget, in_batches, plain_budget
 

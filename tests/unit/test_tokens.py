@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from bluedit.editors.closed_form.keys import context_templates, fact_states
 from bluedit.errors import FactError, ModelError
-from bluedit.evaluation.scoring import answer_queries
 from bluedit.facts import Fact
 from bluedit.models import Batch, EditableModel, PromptTokenizer, Row
 from bluedit.models.generation import generate
 from bluedit.models.inputs.tokens import separator
+from bluedit.models.likelihood import answer_queries
 
 TEMPLATES = ["{}", "The town of rain is. {}", "Because 東京 🙂 they. {}", "I\u00a0know. {}"]
 

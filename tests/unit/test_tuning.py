@@ -17,9 +17,9 @@ from bluedit.editing import plan_edit, run_plan
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
 from bluedit.evaluation import score_cases
-from bluedit.evaluation.scoring import answer_queries
 from bluedit.facts import Fact
 from bluedit.models import EditableModel, load_model
+from bluedit.models.likelihood import answer_queries
 from bluedit.statistics import Statistics
 from bluedit.tuning import Trial, Tuning, read_tuning, tune
 from bluedit.tuning import tuning as module

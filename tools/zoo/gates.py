@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from bluedit.datasets import read_dataset
 from bluedit.evaluation.intervals import Estimate, share
-from bluedit.evaluation.scoring import answer_queries
 from bluedit.models import EditableModel
+from bluedit.models.likelihood import answer_queries
 
 __all__ = ["GATES", "Gate", "measure_gates"]
 

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Generator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
@@ -20,6 +20,9 @@ from rich.text import Text
 
 from bluedit.cli.tables import Table
 from bluedit.reports.text import UNSAFE, visible
+
+if TYPE_CHECKING:
+    from bluedit.results import Record
 
 __all__ = ["PIPE_WIDTH", "Bars", "Table", "bars", "emit", "hush", "load", "say", "score_table", "show", "warn"]
 
@@ -45,11 +48,11 @@ def hush(quiet: bool) -> None:
     _stderr.quiet = quiet
 
 
-def emit(document: Mapping[str, Any]) -> None:
+def emit(result: Record) -> None:
     """Print one JSON document, the command's whole output."""
     # Redirected output may be in a code page that lacks the facts' letters; JSON can do without them.
     unicode = (sys.stdout.encoding or "").lower() in ("utf-8", "utf8")
-    text = json.dumps(document, indent=2, ensure_ascii=not unicode)
+    text = json.dumps(result.as_dict(), indent=2, ensure_ascii=not unicode)
     print(UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 

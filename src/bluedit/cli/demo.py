@@ -6,7 +6,7 @@ Or, with `--real`, into a real language model.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -67,7 +67,9 @@ def _real(model: str, facts: int, device: str | None, dtype: str | None, seed: i
         document = real_demo(editable, model, facts, seed, bars)
     document["seconds"] = round(time.monotonic() - started, 1)
     if as_json:
-        console.emit(document)
+        from bluedit.results.demos import RealDemoResult
+
+        console.emit(RealDemoResult.of(document))
         return
     console.show(show(document))
     back = all(document["reverted"].values())
@@ -91,7 +93,7 @@ def _compare(model: str, facts: int, device: str | None, dtype: str | None, seed
     from bluedit.editors.cautions import LargeChangeWarning
     from bluedit.evaluation import protocol, score_cases
     from bluedit.models import load_model
-    from bluedit.models.generation import generate
+    from bluedit.models.respondent import as_respondent
     from bluedit.strategies import BOUNDARY, EVEN
 
     started = time.monotonic()
@@ -106,7 +108,7 @@ def _compare(model: str, facts: int, device: str | None, dtype: str | None, seed
         def measure(name: str) -> dict[str, Any]:
             bars(f"scoring, {name}", 0, None)
             scores = score_cases(editable, cases, progress=lambda done, total: bars(f"scoring, {name}", done, total))
-            texts = generate(editable, prompts, max_new_tokens=_COMPLETION_TOKENS)
+            texts = as_respondent(editable).generate(prompts, max_new_tokens=_COMPLETION_TOKENS)
             return {"scores": scores.as_dict(), "completions": _first_sentences(texts, prompts)}
 
         document["protocol"] = protocol(editable, cases, dataset=dataset, seed=seed)
@@ -131,7 +133,9 @@ def _compare(model: str, facts: int, device: str | None, dtype: str | None, seed
     document["completed"] = [{"prompt": case.fact.text, "old": case.true_target, "new": case.fact.target} for case in shown]
     document["seconds"] = round(time.monotonic() - started, 1)
     if as_json:
-        console.emit(document)
+        from bluedit.results.demos import DemoResult
+
+        console.emit(DemoResult.of(document))
     else:
         _say(document)
 
@@ -188,6 +192,6 @@ def sizes_of_changes(document: Mapping[str, Any]) -> str | None:
     )
 
 
-def _first_sentences(texts: list[str], prompts: list[str]) -> list[str]:
+def _first_sentences(texts: Sequence[str], prompts: list[str]) -> list[str]:
     """What follows each prompt, up to the end of its sentence."""
     return [text[len(prompt) :].split(".")[0].strip() for text, prompt in zip(texts, prompts, strict=True)]

@@ -95,7 +95,7 @@ def _prompts(case: Case, question: str) -> dict[str, str | None]:
 def _answers(editable: EditableModel, asked: Sequence[tuple[Case, str]]) -> dict[str, list[str]]:
     """What the model says, by kind of prompt."""
     from bluedit.models import EditableModel
-    from bluedit.models.generation import generate
+    from bluedit.models.respondent import as_respondent
 
     chat = EditableModel(editable.model, editable.tokenizer, module_map=editable.structure.map, chat=True)
     kinds = {
@@ -104,11 +104,11 @@ def _answers(editable: EditableModel, asked: Sequence[tuple[Case, str]]) -> dict
         "neighbour": [case.neighborhood[0] for case, _ in asked],
     }
     prompts = [prompt for several in kinds.values() for prompt in several]
-    texts = generate(editable, prompts, max_new_tokens=_TOKENS)
+    texts = as_respondent(editable).generate(prompts, max_new_tokens=_TOKENS)
     said = [_first(text[len(prompt) :]) for text, prompt in zip(texts, prompts, strict=True)]
     answers = {kind: said[place * len(asked) : (place + 1) * len(asked)] for place, kind in enumerate(kinds)}
     answers["chat"] = [
-        _first(text) for text in generate(chat, [question for _, question in asked], max_new_tokens=_CHAT_TOKENS)
+        _first(text) for text in as_respondent(chat).generate([question for _, question in asked], max_new_tokens=_CHAT_TOKENS)
     ]
     return answers
 

@@ -56,7 +56,9 @@ def doctor(
             model, chosen, layers=critical, device=device, dtype=dtype, module_map=named, trust_remote_code=trust_remote_code
         )
     if as_json:
-        console.emit(found.as_dict())
+        from bluedit.results.commands import DoctorResult
+
+        console.emit(DoctorResult.of(found.as_dict()))
     else:
         from rich.text import Text
 

@@ -138,7 +138,9 @@ def edit(
         patch = edit_in_sequence(editable, setup, checked, batch_size or max(1, len(checked)), session, bars)
         patch.save(out, replace=force)
     if as_json:
-        console.emit({"patch": str(out), **_document(patch)})
+        from bluedit.results.commands import EditResult
+
+        console.emit(EditResult.of({"patch": str(out), **_document(patch)}))
     else:
         from bluedit.cli.patch import describe
 

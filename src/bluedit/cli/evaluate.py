@@ -90,7 +90,9 @@ def evaluate(
         }
         if cases:
             document["cases"] = [{"id": name, "outcomes": outcomes} for name, outcomes in scores.cases]
-        console.emit(document)
+        from bluedit.results.commands import EvaluateResult
+
+        console.emit(EvaluateResult.of(document))
     else:
         label = f"{model} + {patch}" if patch else model
         console.show(

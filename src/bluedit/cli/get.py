@@ -38,7 +38,10 @@ def get(
         folder = get_model(model, source=source, file=file, progress=bars, replace=force)
     origin = origin_of(folder) or {}
     if as_json:
-        console.emit({"model": model, "folder": str(folder), **{key: origin[key] for key in origin if key != "files"}})
+        from bluedit.results.commands import GetResult
+
+        about = {key: value for key, value in origin.items() if key != "files"}
+        console.emit(GetResult.of({"model": model, "folder": str(folder), **about}))
         return
     console.show(f"{model}: {folder}")
     types = ", ".join(f"{name}: {count} tensors" for name, count in origin.get("quantisation", {}).items())

@@ -39,7 +39,9 @@ def models(quiet: Quiet = False, as_json: AsJson = False) -> None:
         for known in PRESETS
     ]
     if as_json:
-        console.emit({"models": document})
+        from bluedit.results.commands import ModelsResult
+
+        console.emit(ModelsResult.of({"models": document}))
         return
     table = console.Table(["model", "recognised by", "critical layers", "settings"], text=4)
     for model in document:
@@ -91,7 +93,9 @@ def methods(quiet: Quiet = False, as_json: AsJson = False) -> None:
         for name, method in (METHODS | installed_methods()).items()
     ]
     if as_json:
-        console.emit({"methods": document})
+        from bluedit.results.commands import MethodsResult
+
+        console.emit(MethodsResult.of({"methods": document}))
         return
     table = console.Table(["method", "what it does", "own strategy", "settings"], text=4)
     for method in document:

@@ -11,6 +11,7 @@ from bluedit.cli.options import AsJson, Check, Device, Force, Model, ModuleMap, 
 
 if TYPE_CHECKING:
     from bluedit.edits import Edit
+    from bluedit.results import Record
 
 __all__ = ["app", "describe"]
 
@@ -30,7 +31,9 @@ def show(patch: PatchPath, quiet: Quiet = False, as_json: AsJson = False) -> Non
 
     loaded = load_edit(patch)
     if as_json:
-        console.emit({"patch": str(patch), **loaded.summary()})
+        from bluedit.results.commands import PatchShowResult
+
+        console.emit(PatchShowResult.of({"patch": str(patch), **loaded.summary()}))
     else:
         console.show(describe(loaded))
 
@@ -82,11 +85,10 @@ def apply(
         save_checkpoint(editable, out, source=source, replace=force)
     if source is not None and (others := other_weights(source)):
         console.say(f"copied as they are, without the patch: {', '.join(others)}")
-    _report(
-        as_json,
-        {"checkpoint": str(out), "model": model, "patch": str(patch), "weights": sorted(loaded.changes)},
-        f"written to {out}",
-    )
+    from bluedit.results.commands import PatchApplyResult
+
+    result = PatchApplyResult(checkpoint=str(out), model=model, patch=str(patch), weights=sorted(loaded.changes))
+    _report(as_json, result, f"written to {out}")
 
 
 @app.command()
@@ -130,11 +132,10 @@ def revert(
         bars(f"writing {out}", 0, None)
         save_checkpoint(editable, out, source=source, replace=force)
     left = len(applied) - 1
-    _report(
-        as_json,
-        {"checkpoint": str(out), "model": model, "patches_left": left},
-        f"written to {out}; {left} patches are left in it",
-    )
+    from bluedit.results.commands import PatchRevertResult
+
+    result = PatchRevertResult(checkpoint=str(out), model=model, patches_left=left)
+    _report(as_json, result, f"written to {out}; {left} patches are left in it")
 
 
 def check_output(out: Path, model: str, force: bool) -> None:
@@ -149,11 +150,11 @@ def check_output(out: Path, model: str, force: bool) -> None:
     writable_target(out, replace=force, kind=CHECKPOINT)
 
 
-def _report(as_json: bool, document: dict[str, Any], text: str) -> None:
+def _report(as_json: bool, result: Record, text: str) -> None:
     from bluedit.cli import console
 
     if as_json:
-        console.emit(document)
+        console.emit(result)
     else:
         console.say(text)
 

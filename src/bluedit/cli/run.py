@@ -71,7 +71,9 @@ def run(
         )  # fmt: skip
         document = Experiment(chosen, editable, folder, replace=force).run(bars)
     if as_json:
-        console.emit(document)
+        from bluedit.results import Table
+
+        console.emit(Table.of(document))
         return
     title = f"{chosen.title or chosen.name}: percent [95 % interval]"
     console.show(console.Table(columns(document), rows(document), title=title))

@@ -24,7 +24,9 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
 
     document = describe_session(folder)
     if as_json:
-        console.emit({"session": str(folder), **document})
+        from bluedit.results.commands import SessionShowResult
+
+        console.emit(SessionShowResult.of({"session": str(folder), **document}))
         return
     for line in _lines(document):
         console.show(line)
@@ -62,7 +64,9 @@ def undo(
         session.save(folder)
     left = describe_session(folder)
     if as_json:
-        console.emit({"session": str(folder), "undone": batches, **left})
+        from bluedit.results.commands import SessionUndoResult
+
+        console.emit(SessionUndoResult.of({"session": str(folder), "undone": batches, **left}))
     else:
         console.say(f"{batches} batches undone; {len(left['batches'])} are left in {folder}, {sum(left['batches'])} facts")
 

@@ -113,7 +113,9 @@ def stats(
                 about["exported"] = str(export)
     document = {"model": model} | about | _described(moments)
     if as_json:
-        console.emit(document)
+        from bluedit.results.commands import StatsResult
+
+        console.emit(StatsResult.of(document))
         return
     console.show(_report(document, moments))
     if export is not None:

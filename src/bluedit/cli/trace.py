@@ -112,7 +112,9 @@ def trace(
             "figures": [str(path) for path in figures],
             "seconds": seconds,
         }
-        console.emit(document)
+        from bluedit.results.commands import TraceResult
+
+        console.emit(TraceResult.of(document))
         return
     console.show(_table(traced, facts))
     console.show(_counts(traced))

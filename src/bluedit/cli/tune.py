@@ -142,7 +142,10 @@ def tune(
             method=chosen, layers=critical, settings=overrides, corpus=source, templates=contexts, seed=seed,
         )  # fmt: skip
     if as_json:
-        console.emit({"model": model, "facts_file": facts, "out": str(out) if out else None, **found.model_dump(mode="json")})
+        from bluedit.results.commands import TuneResult
+
+        asked = {"model": model, "facts_file": facts, "out": str(out) if out else None}
+        console.emit(TuneResult.of({**asked, **found.model_dump(mode="json")}))
         return
     console.show(_table(found))
     console.show(_counts(found))

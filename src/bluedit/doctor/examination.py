@@ -67,7 +67,7 @@ def examine(
         critical, check = check_layers(known, method, structure, layers)
         checks.append(check)
         weight_type = chosen if isinstance(chosen, torch.dtype) else found.stored
-        settings = method.override(known.settings_for(method.name, method.strategy.name) if known else {})
+        settings = method.override(known.settings_for(method.name, method.strategy.name) if known else {}, {})
         if method.needs(settings).second_moments:
             checks.append(check_corpus(known))
         checks.append(check_settings(known, method, settings))

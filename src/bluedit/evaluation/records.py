@@ -10,6 +10,7 @@ from typing import Any
 from bluedit.datasets.cases import Case
 from bluedit.edits import Edit
 from bluedit.models import EditableModel
+from bluedit.results import ProtocolTag
 
 __all__ = ["protocol"]
 
@@ -22,7 +23,7 @@ def protocol(
     patch: Edit | None = None,
     seed: int = 0,
     fingerprint: str | None = None,
-) -> dict[str, Any]:
+) -> ProtocolTag:
     """What a score was measured on, and how: dataset and record ids, edits, method and settings, model, versions.
 
     The model's fingerprint is that of its weights as they are now: call this before a patch is applied, or give the one that
@@ -53,4 +54,4 @@ def protocol(
             "order": "as listed",
             "evaluated": "after the last batch",
         }
-    return tag
+    return ProtocolTag.of(tag)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bluedit.datasets import Case, read_dataset
 from bluedit.editing import Progress, prepare, silent
@@ -33,6 +33,7 @@ from bluedit.experiments.recipes import TEXT_KEYS, Recipe, Run
 from bluedit.experiments.sharing import SharedValues, edited_layers
 from bluedit.models import MODULE_MAPS, EditableModel
 from bluedit.reports.tables import markdown
+from bluedit.results import Before, Comparison, ProtocolTag, Record, RunResult, Table
 from bluedit.sessions import SESSION, SESSION_MARKER, Session
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.storage.documents import read_document, write_document
@@ -50,6 +51,8 @@ _WRITTEN = re.compile(
 )
 _TEXT_TOKENS = 10_000
 _COMPARED = ("ES", "PS", "NS", "S")
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass
@@ -86,17 +89,18 @@ class Experiment:
         before = self._before(cases, progress)
         values = SharedValues(self.folder / "values", self.fingerprint, self._edited_layers())
         runs = list(zip(self.recipe.names, self.recipe.runs, strict=True))
-        results: dict[str, dict[str, Any]] = {}
+        results: dict[str, RunResult] = {}
         for name, run in runs:
             path = self.folder / name / "result.json"
-            results[name] = _read(path, name) if path.is_file() else self._run(name, run, cases, values, progress)
-        document = {
-            "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
-            "model_fingerprint": self.fingerprint,
-            "before": before,
-            "runs": [{key: value for key, value in result.items() if key != "outcomes"} for result in results.values()],
-            "blue_against_own": self._compare(results),
-        }
+            results[name] = _read(path, name, RunResult) if path.is_file() else self._run(name, run, cases, values, progress)
+        table = Table(
+            recipe=self.recipe.model_dump(mode="json", exclude_none=True),
+            model_fingerprint=self.fingerprint,
+            before=before,
+            runs=[result.summary() for result in results.values()],
+            blue_against_own=self._compare(list(results.values())),
+        )
+        document = table.as_dict()
         _write(self.folder / "table.json", document, "table")
         with atomic_file(self.folder / "table.md") as temporary:
             temporary.write_text(markdown(document), encoding="utf-8")
@@ -116,16 +120,17 @@ class Experiment:
             f"{self.folder} holds results of another recipe, or of another model; choose another folder with --out, or "
             "say --force to lose them"
         )
-        if earlier_work(path, claim, read=lambda marker: _read(marker, "recipe"), error=other) is None:
+        if earlier_work(path, claim, read=lambda marker: _document(marker, "recipe"), error=other) is None:
             _write(path, claim, "recipe")
 
-    def _before(self, cases: Sequence[Case], progress: Progress) -> dict[str, Any]:
+    def _before(self, cases: Sequence[Case], progress: Progress) -> Before:
         path = self.folder / "before.json"
         if not path.is_file():
             scores = score_cases(self.model, cases, progress=lambda done, total: progress("scoring, unedited", done, total))
             tag = self._protocol(cases)
-            _write(path, {"scores": scores.as_dict(), **self._read_text(progress), "protocol": tag}, "before")
-        return _read(path, "before")
+            before = Before.of({"scores": scores.as_dict(), **self._read_text(progress), "protocol": tag})
+            _write(path, before.as_dict(), "before")
+        return _read(path, "before", Before)
 
     @property
     def _without(self) -> set[str]:
@@ -173,7 +178,7 @@ class Experiment:
             for run in recipe.runs
         )
 
-    def _run(self, name: str, run: Run, cases: Sequence[Case], values: SharedValues, progress: Progress) -> dict[str, Any]:
+    def _run(self, name: str, run: Run, cases: Sequence[Case], values: SharedValues, progress: Progress) -> RunResult:
         """One run from where it was left, to its result."""
         _ = self._text
         saved = self.folder / name / "session"
@@ -201,7 +206,7 @@ class Experiment:
             session.undo(len(session))
         result = self._result(name, run, patch, scores, seconds, batches, text)
         patch.save(self.folder / name / "patch.safetensors", replace=True)
-        _write(self.folder / name / "result.json", result, name)
+        _write(self.folder / name / "result.json", result.as_dict(), name)
         discard(saved, SESSION)
         return result
 
@@ -225,10 +230,10 @@ class Experiment:
         seconds: dict[str, Any],
         batches: Sequence[Sequence[Case]],
         text: Mapping[str, Any],
-    ) -> dict[str, Any]:
+    ) -> RunResult:
         manifest = patch.manifest
         ends = {"first": batches[0], "middle": batches[len(batches) // 2], "latest": batches[-1]}
-        return {
+        result = {
             "name": name,
             "label": run.label,
             "note": run.note,
@@ -259,51 +264,61 @@ class Experiment:
             "protocol": self._protocol([case for batch in batches for case in batch], patch),
             "outcomes": [{"id": case, **outcomes} for case, outcomes in scores.cases],
         }
+        return RunResult.of(result)
 
-    def _protocol(self, cases: Sequence[Case], patch: Edit | None = None) -> dict[str, Any]:
+    def _protocol(self, cases: Sequence[Case], patch: Edit | None = None) -> ProtocolTag:
         recipe = self.recipe
         tag = protocol(self.model, cases, dataset=recipe.dataset, patch=patch, seed=recipe.seed, fingerprint=self.fingerprint)
         # The name that was asked for, and not the folder that it was found in.
-        return tag | {"model": recipe.model}
+        return tag.model_copy(update={"model": recipe.model})
 
-    def _compare(self, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _compare(self, results: Sequence[RunResult]) -> list[Comparison]:
         """Of every method that was run both with BLUE and with another strategy: by how many points BLUE is above.
 
         Runs belong together that have the same note.
         """
-        compared: list[dict[str, Any]] = []
-        for blue in (one for one in results.values() if one["strategy"] == BOUNDARY.name):
-            for own in (one for one in results.values() if one["strategy"] != BOUNDARY.name):
-                if (own["method"], own["note"]) != (blue["method"], blue["note"]):
+        compared: list[Comparison] = []
+        for blue in (one for one in results if one.strategy == BOUNDARY.name):
+            for own in (one for one in results if one.strategy != BOUNDARY.name):
+                if (own.method, own.note) != (blue.method, blue.note):
                     continue
                 pair = _outcomes(blue), _outcomes(own)
                 differences = {name: compare(*pair, name) for name in _COMPARED}
-                compared.append(
-                    {
-                        "method": blue["method"],
-                        "note": blue["note"],
-                        "blue": blue["name"],
-                        "own": own["name"],
-                        "strategy": own["strategy"],
-                        "difference": {name: value.as_dict() for name, value in differences.items() if value},
-                    }
-                )
+                comparison = {
+                    "method": blue.method,
+                    "note": blue.note,
+                    "blue": blue.name,
+                    "own": own.name,
+                    "strategy": own.strategy,
+                    "difference": {name: value.as_dict() for name, value in differences.items() if value},
+                }
+                compared.append(Comparison.of(comparison))
         return compared
 
 
-def _outcomes(result: Mapping[str, Any]) -> Scores:
+def _outcomes(result: RunResult) -> Scores:
     """The scores of a stored result, case by case."""
-    cases = tuple(
-        (row["id"], {name: tuple(values) for name, values in row.items() if name != "id"}) for row in result["outcomes"]
-    )
-    return Scores({}, cases)
+    return Scores({}, tuple((row.id, row.by_score) for row in result.outcomes))
 
 
-def _read(path: Path, kind: str) -> dict[str, Any]:
+def _read(path: Path, kind: str, record: type[R]) -> R:
+    """What a file of the experiment holds. **Raises** :class:`~bluedit.errors.RecipeError` where it is damaged."""
+    document = _document(path, kind)
+    try:
+        return record.read(document, path)
+    except DamagedFileError as error:
+        raise _damaged(error) from error
+
+
+def _document(path: Path, kind: str) -> dict[str, Any]:
     try:
         return read_document(path, kind=kind)
     except DamagedFileError as error:
-        raise RecipeError(f"{error}; remove it, and what it holds is computed again") from error
+        raise _damaged(error) from error
+
+
+def _damaged(error: DamagedFileError) -> RecipeError:
+    return RecipeError(f"{error}; remove it, and what it holds is computed again")
 
 
 def _write(path: Path, document: Mapping[str, Any], kind: str) -> None:

@@ -27,9 +27,9 @@ import torch
 from bluedit.datasets.cases import Case
 from bluedit.errors import DamagedFileError, DatasetError, FactError, InputError, SettingsError, excerpt
 from bluedit.evaluation.intervals import Estimate, bootstrap
-from bluedit.evaluation.scoring import answer_queries
 from bluedit.models import EditableModel
 from bluedit.models.editable import Component
+from bluedit.models.likelihood import answer_queries
 from bluedit.storage.documents import read_document, write_document
 from bluedit.storage.files import OutputKind, cache_folder, contents
 from bluedit.storage.resumable import Journal, earlier_work, workplace

@@ -31,9 +31,10 @@ from bluedit.editors.base import Editor, ValueStore
 from bluedit.editors.plan import EditOptions, Plan, Setup, prepare
 from bluedit.editors.settings import Settings
 from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
-from bluedit.evaluation.scoring import Scores, answer_queries, compare, tally
+from bluedit.evaluation.scoring import Scores, compare, tally
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
+from bluedit.models.respondent import as_respondent
 from bluedit.progress import Progress, silent
 from bluedit.storage.files import writable_target
 from bluedit.storage.locks import claimed
@@ -310,7 +311,7 @@ class _Search:
             norm = max([norm, *(record.relative_norm for record in patch.manifest.weights.values())])
             queries = [(one.prompt, answer) for held in batch for one in held.questions for answer in (one.wanted, one.other)]
             with patch.applied(self.model, check=False):
-                answers = answer_queries(self.model, queries)
+                answers = as_respondent(self.model).answer(queries)
             for held in batch:
                 margins: dict[str, list[float]] = {}
                 for one in held.questions:

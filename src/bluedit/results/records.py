@@ -1,0 +1,240 @@
+"""What is measured, and what it was measured on: scores, the protocol tag, and the files of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bluedit.errors import DamagedFileError
+from bluedit.storage.parsing import validation_problem
+
+__all__ = [
+    "Before",
+    "Comparison",
+    "Drift",
+    "EditTag",
+    "Interval",
+    "Outcomes",
+    "ProtocolTag",
+    "Record",
+    "RunResult",
+    "RunSummary",
+    "Scores",
+    "Seconds",
+    "Table",
+    "TextResult",
+]
+
+
+class Record(BaseModel):
+    """A JSON object with known keys.
+
+    Keys that are not known are kept: a file of a later version can be read and written again. A key that was not given is
+    left out when it is written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), ser_json_inf_nan="constants")
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """The record of a document that was made here. **Raises** `pydantic.ValidationError` where it is another."""
+        return cls.model_validate(document)
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any], source: Path) -> Self:
+        """The record of a document that was read from a file.
+
+        **Raises** :class:`~bluedit.errors.DamagedFileError` naming the first thing that is wrong with it.
+        """
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise DamagedFileError(source, f"does not hold what it should: {validation_problem(error)}") from error
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document, ready for JSON, with its keys in the order of the fields."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+# -- scores ----------------------------------------------------------------------------------------------------------
+
+
+class Interval(Record):
+    """An estimate with its 95 % interval, over `n` cases or documents; scores and differences of scores are in percent."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+Scores = dict[str, Interval]
+"""By score: ES, PS, NS, S, EA, PA, NA. A score that no case has the data for is absent."""
+
+
+class EditTag(Record):
+    """How the scored model was edited.
+
+    - `layers`: the critical layers.
+    - `corpus`: where second moments came from.
+    - `edits`: how many facts; `batch_size`: the most in one batch.
+    - `order`, `evaluated`: in which order they were edited, and when the model was scored.
+    """
+
+    method: str
+    strategy: str
+    layers: list[int]
+    settings: dict[str, Any]
+    corpus: str | None
+    edits: int
+    batch_size: int
+    order: str
+    evaluated: str
+
+
+class ProtocolTag(Record):
+    """What a score was measured on, and how.
+
+    - `cases`: the ids of the records, in order.
+    - `scoring`: `probability` (CounterFact, your own files), `token_accuracy` (zsRE).
+    - `model`: its name; `model_fingerprint`: a hash of the unedited weights.
+    - `chat`: the template around prompts, where there was one.
+    - `edit`: how the model was edited, where it was.
+    """
+
+    dataset: str
+    cases: list[str]
+    scoring: list[str]
+    model: str
+    model_fingerprint: str
+    dtype: str
+    seed: int
+    versions: dict[str, str]
+    chat: dict[str, str] | None = None
+    edit: EditTag | None = None
+
+
+class TextResult(Record):
+    """A model on held-out text, beside the unedited one; intervals are over documents.
+
+    - `perplexity`; `perplexity_before`, the unedited model's; `perplexity_change`, paired, in percent.
+    - `kl`: KL(unedited || edited) per token, in nats.
+    - `top1`: tokens with the same most likely token, in percent.
+    """
+
+    documents: int
+    tokens: int
+    perplexity: Interval
+    perplexity_before: Interval
+    perplexity_change: Interval
+    kl: Interval
+    top1: Interval
+
+
+# -- experiments -----------------------------------------------------------------------------------------------------
+
+
+class Before(Record):
+    """`before.json`: the unedited model. `text`: on held-out text, where the recipe names some."""
+
+    scores: Scores
+    text: TextResult | None = None
+    protocol: ProtocolTag
+
+
+class Drift(Record):
+    """How large the total change of a weight is: ||D||, ||D|| / ||W||, and the largest singular value of D."""
+
+    relative_norm: float
+    norm: float
+    largest_singular_value: float
+
+
+class Seconds(Record):
+    """What a run took: all editing, scoring, and the editing batch by batch."""
+
+    editing: float
+    scoring: float
+    batches: list[float]
+
+
+class Outcomes(Record):
+    """A case: its id, and by score the outcome of each prompt, in [0, 1]."""
+
+    __pydantic_extra__: dict[str, list[float]]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    id: str
+
+    @property
+    def by_score(self) -> dict[str, tuple[float, ...]]:
+        """The outcomes without the id."""
+        return {name: tuple(values) for name, values in self.__pydantic_extra__.items()}
+
+
+class RunSummary(Record):
+    """One run, as `table.json` lists it.
+
+    - `name`: its folder; `label`: for people; `note`: tells runs of one method and strategy apart.
+    - `layers`: the critical layers; `settings`: every setting that counts.
+    - `text`: on held-out text, where the recipe names some.
+    - `retention`: the scores of the `first`, the `middle` and the `latest` batch, after the whole sequence.
+    - `drift`: by weight; `null_space_rank`: by weight, AlphaEdit only.
+    - `mean_evaluations`: by layer aimed at, how often a fact's loss was evaluated.
+    """
+
+    name: str
+    label: str
+    note: str
+    method: str
+    strategy: str
+    layers: list[int]
+    settings: dict[str, Any]
+    scores: Scores
+    text: TextResult | None = None
+    retention: dict[str, Scores]
+    drift: dict[str, Drift]
+    null_space_rank: dict[str, int]
+    mean_evaluations: dict[str, float]
+    seconds: Seconds
+    protocol: ProtocolTag
+
+
+class RunResult(RunSummary):
+    """`NAME/result.json`: a finished run, with the outcomes of every case."""
+
+    outcomes: list[Outcomes]
+
+    def summary(self) -> RunSummary:
+        """The run without the outcomes."""
+        return RunSummary.of({name: value for name, value in self.as_dict().items() if name != "outcomes"})
+
+
+class Comparison(Record):
+    """A method with BLUE against the same method with another strategy.
+
+    - `blue`, `own`: the names of the two runs; `strategy`: that of `own`.
+    - `difference`: by score, by how many points BLUE is above, paired over cases.
+    """
+
+    method: str
+    note: str
+    blue: str
+    own: str
+    strategy: str
+    difference: Scores
+
+
+class Table(Record):
+    """`table.json`, and what `bluedit run --json` prints: all runs of an experiment side by side.
+
+    - `recipe`: as it was understood.
+    """
+
+    recipe: dict[str, Any]
+    model_fingerprint: str
+    before: Before
+    runs: list[RunSummary]
+    blue_against_own: list[Comparison]

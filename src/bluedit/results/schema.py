@@ -1,0 +1,70 @@
+"""The JSON schema of what bluedit writes down and prints.
+
+python -m bluedit.results.schema > docs/results-schema.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+
+from bluedit.results import commands, demos, records
+from bluedit.results.records import Record
+
+__all__ = ["DOCUMENTS", "schema"]
+
+DOCUMENTS: dict[str, type[Record]] = {
+    "bluedit demo": demos.DemoResult,
+    "bluedit demo --real": demos.RealDemoResult,
+    "bluedit doctor": commands.DoctorResult,
+    "bluedit edit": commands.EditResult,
+    "bluedit evaluate": commands.EvaluateResult,
+    "bluedit get": commands.GetResult,
+    "bluedit run": records.Table,
+    "bluedit stats": commands.StatsResult,
+    "bluedit trace": commands.TraceResult,
+    "bluedit tune": commands.TuneResult,
+    "bluedit models": commands.ModelsResult,
+    "bluedit methods": commands.MethodsResult,
+    "bluedit patch show": commands.PatchShowResult,
+    "bluedit patch apply": commands.PatchApplyResult,
+    "bluedit patch revert": commands.PatchRevertResult,
+    "bluedit session show": commands.SessionShowResult,
+    "bluedit session undo": commands.SessionUndoResult,
+    "table.json": records.Table,
+    "before.json": records.Before,
+    "NAME/result.json": records.RunResult,
+}
+"""What a command prints with `--json`, and what an experiment's files hold."""
+
+
+class _Untitled(GenerateJsonSchema):
+    """Keys are their own titles."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def schema() -> dict[str, Any]:
+    """One JSON schema (draft 2020-12): a definition for every record, and under `documents` which of them each document is."""
+    models = list(dict.fromkeys(DOCUMENTS.values()))
+    references, definitions = models_json_schema([(model, "validation") for model in models], schema_generator=_Untitled)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "JSON documents of bluedit",
+        "description": "Later versions may add keys. Files have two more: `document`, their kind, and `digest`, a hash.",
+        "documents": {name: references[model, "validation"] for name, model in DOCUMENTS.items()},
+        "$defs": definitions["$defs"],
+    }
+
+
+def main() -> None:
+    """Print the schema."""
+    sys.stdout.write(json.dumps(schema(), indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
