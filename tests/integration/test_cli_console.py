@@ -75,6 +75,7 @@ def commands(
     return {
         "models": lambda: run("models"),
         "methods": lambda: run("methods"),
+        "methods NAME": lambda: run("methods", "alphaedit"),
         "doctor": lambda: run("doctor", saved_tiny_gpt2, "--layers", "1,2"),
         "evaluate": lambda: run("evaluate", *model, "--dataset", facts),
         "edit": lambda: edit("--facts", facts, "--out", tmp_path / "patch"),
@@ -91,7 +92,20 @@ def commands(
     }
 
 
-NAMES = ["models", "methods", "doctor", "evaluate", "edit", "edit, null space", "stats", "trace", "run", "tune", "demo"]
+NAMES = [
+    "models",
+    "methods",
+    "methods NAME",
+    "doctor",
+    "evaluate",
+    "edit",
+    "edit, null space",
+    "stats",
+    "trace",
+    "run",
+    "tune",
+    "demo",
+]
 
 
 def _lines(renderable: Any, width: int) -> list[str]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import Run
+from command_line import Run, undocumented
 
 from bluedit.editors.presets import PRESETS
 from bluedit.edits import Patch
 from bluedit.methods import METHODS
+from bluedit.results.known import MethodsResult
 from bluedit.sessions import session as session_module
 from bluedit.storage.documents import read_document
 
@@ -143,10 +144,38 @@ def test_models_and_methods_list_what_is_known(run: Run) -> None:
     methods = run("methods", "--json").document["methods"]
     assert {method["name"] for method in methods} >= set(METHODS)
     assert next(method for method in methods if method["name"] == "prune")["settings"]["lambda"] == 15000
+    assert not any("described" in method for method in methods)
     for command in ("models", "methods"):
         table = run(command)
         assert table.code == 0
         assert "alphaedit" in table.stdout
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_is_named_explains_its_settings(run: Run, name: str) -> None:
+    method = METHODS[name]
+    outcome = run("methods", name, "--json")
+    (document,) = outcome.document["methods"]
+    assert not undocumented(MethodsResult.of(outcome.document))
+    assert (document["name"], document["summary"]) == (name, method.summary)
+    declared, defaults = method.settings.described(), method.settings.as_dict()
+    for one, setting in zip(document["described"], method.uses, strict=True):
+        known = declared[setting]
+        assert one == {
+            "name": setting, "type": known.type, "default": defaults[setting], "bounds": known.bounds, "unit": known.unit,
+            "meaning": known.sentence,
+        }  # fmt: skip
+    table = run("methods", name)
+    assert table.code == 0
+    assert all(setting in table.stdout for setting in method.uses)
+    assert method.summary in " ".join(table.stdout.split())
+    assert f"--set {method.uses[0]}=" in table.stderr
+
+
+def test_a_method_that_is_not_known_is_refused(run: Run) -> None:
+    outcome = run("methods", "rmoe")
+    assert outcome.code == 2
+    assert "Did you mean 'rome'" in outcome.stderr
 
 
 def test_run_refuses_what_is_not_there(run: Run, tmp_path: Path) -> None:

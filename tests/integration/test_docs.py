@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import bluedit
-from bluedit.methods import METHODS, Method
+from bluedit.methods import METHODS, Editor
+from bluedit.reports.settings import with_table
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -31,7 +32,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_method_has_a_page_with_its_settings(method: Method) -> None:
+def test_every_method_has_a_page_with_its_settings(method: Editor) -> None:
+    """To renew the tables: python -m bluedit.reports.settings docs/methods"""
     page = (ROOT / "docs" / "methods" / f"{method.name}.md").read_text()
     headings = re.findall(r"^## (.+)$", page, flags=re.MULTILINE)
     assert headings == [
@@ -46,6 +48,7 @@ def test_every_method_has_a_page_with_its_settings(method: Method) -> None:
     table = page.partition("## Settings")[2].partition("## ")[0]
     named = dict.fromkeys(re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE))
     assert tuple(named) == method.uses
+    assert page == with_table(page, method)
     assert f"({method.name}.md)" in (ROOT / "docs" / "methods" / "README.md").read_text()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import bluedit
-from bluedit.editors.fine_tuning.methods import FineTuningSettings
+from bluedit.editors.fine_tuning.settings import FineTuningSettings
 from bluedit.editors.fine_tuning.training import Tuned, fine_tune
 from bluedit.edits import Dense
 from bluedit.errors import NumericsError, SettingsError

@@ -19,10 +19,10 @@ import bluedit
 from bluedit.editing import plan_edit
 from bluedit.editors.base import Editor
 from bluedit.editors.closed_form.constraints import PRUNING, RELATIVE_CHANGE, PruneSettings, RectSettings
-from bluedit.editors.closed_form.method import SolverSettings
 from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.editors.closed_form.priors import NULL_SPACE, SECOND_MOMENT, NullSpaceSettings, SecondMomentSettings
-from bluedit.editors.fine_tuning.methods import FineTuningSettings
+from bluedit.editors.closed_form.recipe import SolverSettings
+from bluedit.editors.fine_tuning.settings import FineTuningSettings
 from bluedit.editors.presets import PRESETS, Preset, find_preset
 from bluedit.errors import SettingsError
 from bluedit.facts import Fact
@@ -686,7 +686,7 @@ def known_model(monkeypatch: pytest.MonkeyPatch) -> Preset:
         one_layer={"rome": 2, "ft-l": 0},
         settings={"": {"lambda": 3.0, "v_lr": 0.2}, "memit+boundary": {"lambda": 4.0}},
     )
-    monkeypatch.setattr("bluedit.editors.plan.find_preset", lambda config: known)
+    monkeypatch.setattr("bluedit.editing.find_preset", lambda config: known)
     return known
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from bluedit.cli.options import AsJson, Quiet
+
+if TYPE_CHECKING:
+    from bluedit.editors.base import Editor
 
 __all__ = ["methods", "models"]
 
@@ -39,7 +44,7 @@ def models(quiet: Quiet = False, as_json: AsJson = False) -> None:
         for known in PRESETS
     ]
     if as_json:
-        from bluedit.results.commands import ModelsResult
+        from bluedit.results.known import ModelsResult
 
         console.emit(ModelsResult.of({"models": document}))
         return
@@ -72,13 +77,18 @@ def _download(name: str) -> dict[str, Any] | None:
     return {"here": folder is not None, "folder": str(folder) if folder else None} | {key: origin.get(key) for key in keys}
 
 
-def methods(quiet: Quiet = False, as_json: AsJson = False) -> None:
-    """List the editing methods, published and installed."""
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A method whose settings to explain.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the editing methods, published and installed; or explain the settings of one."""
     from bluedit.cli import console
 
     console.load()
-    from bluedit.methods import METHODS, installed_methods
+    from bluedit.methods import METHODS, find_method, installed_methods
 
+    chosen = METHODS | installed_methods() if name is None else {name: find_method(name)}
     document: list[dict[str, Any]] = [
         {
             "name": method.name,
@@ -88,17 +98,56 @@ def methods(quiet: Quiet = False, as_json: AsJson = False) -> None:
             "largest_batch": method.largest_batch,
             "settings": {name: value for name, value in method.settings.as_dict().items() if name in method.uses},
             "reference": method.reference,
-            "installed": name not in METHODS,
+            "installed": method.name not in METHODS,
         }
-        for name, method in (METHODS | installed_methods()).items()
+        | ({} if name is None else {"described": _described(method)})
+        for method in chosen.values()
     ]
     if as_json:
-        from bluedit.results.commands import MethodsResult
+        from bluedit.results.known import MethodsResult
 
         console.emit(MethodsResult.of({"methods": document}))
-        return
-    table = console.Table(["method", "what it does", "own strategy", "settings"], text=4)
-    for method in document:
-        table.add(method["name"], method["summary"], method["strategy"], ", ".join(method["settings"]))
+    elif name is None:
+        table = console.Table(["method", "what it does", "own strategy", "settings"], text=4)
+        for method in document:
+            table.add(method["name"], method["summary"], method["strategy"], ", ".join(method["settings"]))
+        console.show(table)
+        console.say("every method but those that train one weight also takes BLUE's strategy: --strategy boundary")
+        console.say("`bluedit methods NAME` explains the settings of one")
+    else:
+        _show(document[0])
+
+
+def _described(method: Editor) -> list[dict[str, Any]]:
+    """The settings of a method one by one."""
+    from bluedit.reports.settings import settings_of
+
+    return [
+        {
+            "name": one.name,
+            "type": one.type,
+            "default": one.default,
+            "bounds": one.bounds,
+            "unit": one.unit,
+            "meaning": one.sentence,
+        }
+        for one in settings_of(method)
+    ]
+
+
+def _show(method: dict[str, Any]) -> None:
+    """One method and its settings, for people."""
+    from bluedit.cli import console
+    from bluedit.reports.tables import short
+
+    table = console.Table(["setting", "type", "default", "range", "unit", "meaning"], title=_headline(method), text=6)
+    for one in method["described"]:
+        table.add(one["name"], one["type"], short(one["default"]), one["bounds"], one["unit"], one["meaning"])
     console.show(table)
-    console.say("every method but those that train one weight also takes BLUE's strategy: --strategy boundary")
+    first = method["described"][0]
+    console.say(f"set them with --set NAME=VALUE, as in --set {first['name']}={short(first['default'])}")
+
+
+def _headline(method: dict[str, Any]) -> str:
+    reference = f" ({method['reference']})" if method["reference"] else ""
+    return f"{method['name']}: {method['summary']}{reference}"

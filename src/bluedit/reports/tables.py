@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bluedit.reports.text import visible
 
-__all__ = ["COLUMNS", "columns", "comparisons", "markdown", "rows", "short"]
+__all__ = ["COLUMNS", "columns", "comparisons", "line", "markdown", "rows", "short"]
 
 COLUMNS = ("", "ES", "PS", "NS", "S", "weight drift", "seconds")
 _TEXT_COLUMNS = ("perplexity", "KL", "top-1")
@@ -84,7 +84,7 @@ def markdown(document: Mapping[str, Any]) -> str:
             f"model: {text['tokens']:,} tokens of `{recipe['text']}`, {text['documents']} documents, intervals over documents."
         )
     names = columns(document)
-    table = [_line(names), _line(("---",) * len(names)), *(_line(row) for row in rows(document))]
+    table = [line(names), line(("---",) * len(names)), *(line(row) for row in rows(document))]
     differences = comparisons(document)
     tail = ["", "Differences in points, paired over cases (95 % bootstrap):", "", *(f"- {line}" for line in differences)]
     settings = [
@@ -100,6 +100,7 @@ def short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _line(cells: tuple[str, ...]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """One line of a table in Markdown."""
     escaped = (cell.replace("|", "\\|") for cell in cells)
     return f"| {' | '.join(escaped)} |"

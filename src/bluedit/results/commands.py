@@ -1,4 +1,7 @@
-"""What commands print with `--json`, one record for each command; those of the demo are in :mod:`~bluedit.results.demos`."""
+"""What commands print with `--json`, one record for each command.
+
+Those of the demo are in :mod:`~bluedit.results.demos`, those of `models` and `methods` in :mod:`~bluedit.results.known`.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,6 @@ __all__ = [
     "EditResult",
     "EvaluateResult",
     "GetResult",
-    "MethodsResult",
-    "ModelsResult",
     "PatchApplyResult",
     "PatchRevertResult",
     "PatchShowResult",
@@ -347,7 +348,7 @@ class TuneResult(Record):
     complete: bool
 
 
-# -- doctor, models, methods, get ------------------------------------------------------------------------------------
+# -- doctor, get -----------------------------------------------------------------------------------------------------
 
 
 class DoctorCheck(Record):
@@ -365,65 +366,6 @@ class DoctorResult(Record):
     model: str
     editable: bool
     checks: list[DoctorCheck]
-
-
-class ModelDownload(Record):
-    """A model that bluedit gets: whether it is here, and where it is from."""
-
-    here: bool
-    folder: str | None
-    source: str | None
-    from_: str | None = Field(alias="from")
-    revision: str | None
-    fingerprint: str | None
-
-
-class PresetModel(Record):
-    """A model whose layers and settings are known.
-
-    - `recognised_by`: what its configuration says.
-    - `layers`: the critical layers; `boundary`: BLUE's pair; `one_layer`: by method, for those that edit one.
-    - `settings`: by method.
-    """
-
-    name: str
-    embedded: bool
-    download: ModelDownload | None
-    recognised_by: dict[str, Any]
-    layers: list[int]
-    boundary: list[int]
-    one_layer: dict[str, int]
-    settings: dict[str, dict[str, Any]]
-    corpus: str | None
-
-
-class ModelsResult(Record):
-    """`bluedit models --json`."""
-
-    models: list[PresetModel]
-
-
-class MethodEntry(Record):
-    """A method with its own strategy and default settings.
-
-    - `caches_keys`: whether a sequence keeps earlier keys; `largest_batch`: how many facts it edits at once at most.
-    - `installed`: whether it came from elsewhere.
-    """
-
-    name: str
-    summary: str
-    strategy: str
-    caches_keys: bool
-    largest_batch: int | None
-    settings: dict[str, Any]
-    reference: str
-    installed: bool
-
-
-class MethodsResult(Record):
-    """`bluedit methods --json`."""
-
-    methods: list[MethodEntry]
 
 
 class GetResult(Record):

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from bluedit.results import commands, demos, records
+from bluedit.results import commands, demos, known, records
 from bluedit.results.records import Record
 
 __all__ = ["DOCUMENTS", "schema"]
@@ -27,8 +27,8 @@ DOCUMENTS: dict[str, type[Record]] = {
     "bluedit stats": commands.StatsResult,
     "bluedit trace": commands.TraceResult,
     "bluedit tune": commands.TuneResult,
-    "bluedit models": commands.ModelsResult,
-    "bluedit methods": commands.MethodsResult,
+    "bluedit models": known.ModelsResult,
+    "bluedit methods": known.MethodsResult,
     "bluedit patch show": commands.PatchShowResult,
     "bluedit patch apply": commands.PatchApplyResult,
     "bluedit patch revert": commands.PatchRevertResult,

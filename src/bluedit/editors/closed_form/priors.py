@@ -90,7 +90,7 @@ class NullSpaceSettings(Settings):
     )
     nullspace_threshold: float = setting(
         2e-2,
-        "Directions with an eigenvalue below count as null space.",
+        "Directions whose eigenvalue is below this count as null space.",
         unit="see nullspace_scale",
         gt=0,
         search=Search(factor=10, lowest=1e-6, highest=1e4, usual=2),
