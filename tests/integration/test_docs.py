@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import bluedit
+from bluedit.facts import Fact
 from bluedit.methods import METHODS, Editor
+from bluedit.models import EditableModel
 from bluedit.reports.settings import with_table
+from bluedit.statistics import Statistics
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -50,6 +57,33 @@ def test_every_method_has_a_page_with_its_settings(method: Editor) -> None:
     assert tuple(named) == method.uses
     assert page == with_table(page, method)
     assert f"({method.name}.md)" in (ROOT / "docs" / "methods" / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:the change of layer", "ignore:the written weights leave")
+def test_the_example_of_a_method_of_ones_own_works(
+    tiny_gpt2: EditableModel, moments: Callable[[int], Statistics], world_facts: tuple[Fact, ...]
+) -> None:
+    """The code of the page is run; what it edits is a tiny model."""
+    text = (ROOT / "docs" / "methods" / "README.md").read_text()
+    section = text.partition("## A method of your own\n")[2].partition("\n## ")[0]
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", section, flags=re.MULTILINE)]
+    code = "\n".join(block for block in blocks if "[project.entry-points" not in block)
+    edited: list[Editor] = []
+
+    def edit(model: EditableModel, facts: object, *, method: Editor, corpus: str, **options: Any) -> None:
+        edited.append(method)
+        settings = {"v_num_grad_steps": 2} | options.get("settings", {})
+        if method.name == "mine":
+            settings["nullspace_threshold"] = 0.5  # random keys have no direction without energy
+        patch = bluedit.edit(
+            tiny_gpt2, world_facts[:2], method=method, corpus=moments(48), settings=settings, layers=[1, 2], templates=["{}"]
+        )
+        assert settings.items() <= patch.manifest.settings.items()
+
+    exec(  # noqa: S102 (it is our own)
+        code, {"bluedit": SimpleNamespace(edit=edit), "MEMIT": bluedit.MEMIT, "model": None, "facts": None}
+    )
+    assert [method.name for method in edited] == ["mine", "ridge"]
 
 
 def test_every_public_name_exists_and_is_listed_once() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import dense_change, metric_of
 
+from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.errors import NumericsError
 from bluedit.statistics.inverse import shrink
 
@@ -64,6 +65,24 @@ def test_a_singular_moment_names_what_would_help_and_shrinkage_does() -> None:
     with pytest.raises(NumericsError, match=r"8 tokens leave directions of the 20.*at least 200 .*shrinkage"):
         metric_of(moment, 1.0, tokens=8)
     assert metric_of(moment, 1.0, shrinkage=0.1).condition < 1e4
+
+
+@pytest.mark.parametrize(
+    ("relative", "shrinkage", "advice"),
+    [
+        (False, 0.0, "raise nullspace_threshold, or count it in mean eigenvalues with nullspace_scale=relative"),
+        (False, 0.1, "raise nullspace_threshold, or lower shrinkage, which lifts every eigenvalue"),
+        (True, 0.0, "raise nullspace_threshold"),
+        (True, 0.1, "raise nullspace_threshold, or lower shrinkage, which lifts every eigenvalue"),
+    ],
+)
+def test_an_empty_null_space_is_refused_with_what_is_left_to_do(relative: bool, shrinkage: float, advice: str) -> None:
+    values, vectors = torch.linalg.eigh(problem(12, 1, 1)[0])
+    with pytest.raises(NumericsError) as caught:
+        InverseMetric.from_null_space(values, vectors, 1.0, threshold=1e-9, relative=relative, shrinkage=shrinkage)
+    message = str(caught.value)
+    assert message.startswith("the null space of the keys is empty")
+    assert message.endswith(f"none is below the threshold 1e-09; {advice}")
 
 
 @pytest.mark.parametrize("amount", [0.0, 0.3, 1.0])

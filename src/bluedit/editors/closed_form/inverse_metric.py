@@ -78,12 +78,13 @@ class InverseMetric:
         rank, size = int(below_F.sum()), len(values_F)
         if not rank:
             smallest = values_F[0].item()
-            mend = "lower shrinkage, which lifts every eigenvalue" if relative and shrinkage else ""
-            mend = mend or "count it in mean eigenvalues with nullspace_scale=relative"
+            other = "" if relative else ", or count it in mean eigenvalues with nullspace_scale=relative"
+            if shrinkage:
+                other = ", or lower shrinkage, which lifts every eigenvalue"
             raise NumericsError(
                 f"the null space of the keys is empty: the smallest eigenvalue of their second moment is {smallest:.2e} "
                 f"({smallest / mean.item():.2e} of the mean one), and none is below the threshold {threshold:g}; raise "
-                f"nullspace_threshold, or {mend}"
+                f"nullspace_threshold{other}"
             )
         # The smaller of the two spaces is multiplied out.
         chosen_FR = eigenvectors_FF[:, below_F if rank <= size - rank else ~below_F].to(torch.float64)
