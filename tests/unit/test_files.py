@@ -165,7 +165,7 @@ def test_target_that_exists_needs_to_be_given_up(tmp_path: Path) -> None:
     path = tmp_path / "out"
     assert writable_target(path) == path
     path.mkdir()
-    with pytest.raises(InputError, match=r"out exists already; choose another name, or say --force"):
+    with pytest.raises(InputError, match=r"out exists already; choose another name, or use --force"):
         writable_target(path)
     assert writable_target(path, replace=True) == path
 

@@ -463,7 +463,7 @@ def test_bad_options(mini: EditableModel, cases: list[Case], moments: Statistics
 def test_files_that_are_no_tuning_files(tmp_path: Path, content: str | bytes) -> None:
     path = tmp_path / "tuning.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(SettingsError, match=r"is no tuning file, or .*; `bluedit tune --out` writes"):
+    with pytest.raises(SettingsError, match=r"is not a tuning file, or .*; `bluedit tune --out` writes"):
         read_tuning(path)
     with pytest.raises(SettingsError, match=r"is missing.*`bluedit tune --out`"):
         read_tuning(tmp_path / "none.json")

@@ -66,7 +66,7 @@ def real_demo(editable: EditableModel, name: str, limit: int, seed: int, bars: B
     patch.apply(editable)
     document["after"] = measure("after")
     patch.revert(editable)
-    bars("taking the edit back", 0, None)
+    bars("reverting the edit", 0, None)
     document |= {
         "asked": [_prompts(case, question) for case, question in asked],
         "layers": [record.layer for record in patch.manifest.weights.values()],

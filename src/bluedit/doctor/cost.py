@@ -120,7 +120,7 @@ def estimate_time(
     head: Any = network.get_output_embeddings()  # type: ignore[operator]
     speed = product_speed(device, dtype)
     needs = method.needs(settings)
-    # Training runs the layers above forward and back, and the weight's own gradient beside.
+    # Training runs the layers above forward and back, and the weight's own gradient with them.
     aims = tuple(critical) if needs.trains else target_layers(method, critical)
     flops = value_flops(
         structure,

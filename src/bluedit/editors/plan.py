@@ -24,7 +24,7 @@ Facts = Iterable[Fact | dict[str, Any]] | Fact | dict[str, Any]
 
 
 class EditOptions(TypedDict, total=False):
-    """What :func:`bluedit.edit` takes beside model and facts, all of it optional."""
+    """What :func:`bluedit.edit` takes in addition to model and facts, all of it optional."""
 
     method: Editor | str | None
     strategy: Strategy | str | None

@@ -3,8 +3,8 @@
 An edit is one `.safetensors` file with its manifest in the metadata, or a folder with `patch.safetensors` and `patch.json`. The
 manifest says what was edited, how, and on which model. Nothing in it is ever executed.
 
-:class:`~bluedit.edits.patch.Patch` changes weights. Other kinds subclass :class:`Edit`: they may install something beside the
-weights (:meth:`Edit.attach`), and are found by the `kind` in their manifest when they are loaded.
+:class:`~bluedit.edits.patch.Patch` changes weights. Other kinds subclass :class:`Edit`: they may install something
+in addition to the weights (:meth:`Edit.attach`), and are found by the `kind` in their manifest when they are loaded.
 """
 
 from __future__ import annotations
@@ -336,7 +336,7 @@ def _read_manifest(source: Path) -> dict[str, Any]:
         with safe_open(source, "pt") as file:
             metadata = file.metadata() or {}
         if "manifest" not in metadata:
-            raise PatchError(f"{source} is no patch: it has no manifest; bluedit edit writes files that do")
+            raise PatchError(f"{source} is not a patch: it has no manifest; bluedit edit writes files that do")
         return parse_object(metadata["manifest"], source)
     except PatchError:
         raise

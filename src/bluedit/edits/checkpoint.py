@@ -1,4 +1,4 @@
-"""Checkpoints that remember their patches: written with the original bits beside, so that a patch can be taken out.
+"""Checkpoints that remember their patches: written with the original bits next to them, so that a patch can be taken out.
 
 A patched checkpoint is a copy of the model's folder, file by file. Only the bytes of the weights that a patch changes differ,
 and one more folder is in it, `bluedit/`: the applied patches in order, the weights they changed as they were before the first,
@@ -61,7 +61,7 @@ def save_checkpoint(model: EditableModel, path: str | Path, *, source: str | Pat
     **Arguments**
 
     - `source`: the folder that the model was loaded from. Its files are then copied as they are, and only the weights that
-      patches change are written anew; the model must not have been changed otherwise. Left out, transformers writes all.
+      patches change are written again; the model must not have been changed otherwise. Left out, transformers writes all.
     - `replace`: replace an earlier patched checkpoint that holds nothing else.
 
     **Raises** :class:`~bluedit.errors.InputError` when something is there already that may not be replaced, and when the path

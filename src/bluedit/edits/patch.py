@@ -75,7 +75,7 @@ class Patch(Edit):
         if any(len(record.evaluations) != len(manifest.facts) for record in manifest.optimisation):
             raise PatchError(f"{source} is damaged: its record of the optimisation is not one of {len(manifest.facts)} facts")
         if len(tensors) != sum(len(change.tensors()) for change in changes.values()):
-            raise PatchError(f"{source} holds tensors that its manifest does not name; it was put together wrongly")
+            raise PatchError(f"{source} holds tensors that its manifest does not name; it was assembled wrongly")
         if not hashed:
             _check_norms(changes, manifest, source)
         return cls(changes, manifest)

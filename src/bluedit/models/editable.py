@@ -113,7 +113,7 @@ class EditableModel:
         if isinstance(model, EditableModel):
             return model
         if tokenizer is None:
-            raise TypeError("a transformers model needs its tokenizer beside it: pass both")
+            raise TypeError("a transformers model needs its tokenizer: pass both")
         return cls(model, tokenizer)
 
     # -- places ----------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def read_weight_files(folder: Path) -> WeightFiles:
 
 def _file_name(name: Any) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"{excerpt(name)} is no name of a file")
+        raise TypeError(f"{excerpt(name)} is not a file name")
     return name
 
 

@@ -20,7 +20,7 @@ _WINDOW_CHARACTERS = 1 << 20
 _BATCH_TOKENS = 4096
 _PADDING_SHARE = 1 / 32
 _PADDING_TOKENS = 64
-"""How much padding a batch may have: a share of it, or so many tokens, which cost less than another forward pass."""
+"""How much padding a batch may have: a fraction of it, or this many tokens, which cost less than another forward pass."""
 _BLOCK_TOKENS = 2048
 """From how many keys on a product is worth adding up an F x F matrix for."""
 BLOCK_KEYS = _BLOCK_TOKENS + _BATCH_TOKENS

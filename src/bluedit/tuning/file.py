@@ -121,10 +121,10 @@ def read_tuning(path: Path) -> Tuning:
         return Tuning.model_validate(read_document(path), strict=False)
     except DamagedFileError as error:
         raise SettingsError(
-            f"{error}: it is no tuning file, or a damaged one; `bluedit tune --out` writes tuning files, and --set changes a "
+            f"{error}: it is not a tuning file, or is damaged; `bluedit tune --out` writes tuning files, and --set changes a "
             "setting"
         ) from error
     except ValidationError as error:
         raise SettingsError(
-            f"{path} is no tuning file, or of another version; `bluedit tune --out` writes tuning files"
+            f"{path} is not a tuning file, or is of another version; `bluedit tune --out` writes tuning files"
         ) from error

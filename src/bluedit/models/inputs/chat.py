@@ -53,7 +53,7 @@ class Chat:
         if not tokenizer.chat_template:
             raise ModelError(
                 "this model's tokenizer has no chat template; leave out --chat (chat=True), or set tokenizer.chat_template to "
-                "the one the model was trained with and save it beside the model"
+                "the one the model was trained with and save it next to the model"
             )
         user = {"role": "user", "content": _MESSAGE}
         _check_ends(tokenizer, [([user], True), ([user, {"role": "assistant", "content": _ANSWER}], False)])
