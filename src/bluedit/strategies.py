@@ -130,7 +130,7 @@ def explicit(steps: Sequence[Step | tuple[int, int, float]]) -> Strategy:
     if not fixed:
         raise SettingsError("an explicit strategy needs at least one step (layer, target_layer, fraction)")
     if len({step.layer for step in fixed}) < len(fixed):
-        raise SettingsError("an explicit strategy changes a layer once; put what should happen to a layer into one step")
+        raise SettingsError("an explicit strategy changes each layer once; combine the changes of a layer in one step")
     for step in fixed:
         if step.target_layer < step.layer:
             raise SettingsError(

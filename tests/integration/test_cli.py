@@ -455,7 +455,7 @@ BAD: dict[str, tuple[Callable[[Bench], dict[str, Any]], tuple[str, ...]]] = {
     "corpus: unknown kind": (lambda b: {"--corpus": "txt:c.txt"}, ("unknown kind of corpus 'txt'", "Did you mean 'text'?")),
     "corpus: no kind": (lambda b: {"--corpus": "c.txt"}, ("text:FILE",)),
     "corpus: no seed": (lambda b: {"--corpus": "world:x"}, ("world:0",)),
-    "corpus: none": (lambda b: {"--corpus": None}, ("no corpus to take them from", "--corpus text:FILE")),
+    "corpus: none": (lambda b: {"--corpus": None}, ("no corpus to compute them from", "--corpus text:FILE")),
     "corpus: not UTF-8": (lambda b: {"--corpus": f"text:{_latin(b)}"}, ("latin.txt is not UTF-8", "convert it")),
     # model
     "model: missing folder": (lambda b: {"--model": b.folder / "no"}, ("the model folder", "does not exist")),

@@ -216,7 +216,7 @@ def test_folder_with_foreign_files_is_not_replaced(tmp_path: Path) -> None:
     target.mkdir()
     (target / "mark").write_text("ours")
     (target / "thesis.tex").write_text("mine")
-    with pytest.raises(InputError, match=r"holds what bluedit did not write \(thesis\.tex\)"):
+    with pytest.raises(InputError, match=r"holds files that bluedit did not write \(thesis\.tex\)"):
         writable_target(target, replace=True, kind=KIND)
     assert _names(target) == ["mark", "thesis.tex"]
 

@@ -76,7 +76,7 @@ def _real(model: str, facts: int, device: str | None, dtype: str | None, seed: i
     console.show("reverted: every weight is as it was, bit for bit" if back else "NOT reverted: the weights differ")
     console.say(
         f"took {document['seconds']:.0f} s, {document['editing_seconds']:.0f} s of it the edit. ES: the new object is "
-        "preferred; PS: also when asked otherwise; NS: something else keeps its answer"
+        "preferred; PS: also in paraphrases; NS: unrelated prompts keep their answers"
     )
 
 

@@ -1,4 +1,4 @@
-"""The demo on a real language model: facts that everyone knows, changed, asked in other ways, and taken back."""
+"""The demo on a real language model: well-known facts, edited, asked in other ways, and reverted."""
 
 from __future__ import annotations
 

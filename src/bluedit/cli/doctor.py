@@ -1,4 +1,4 @@
-"""`bluedit doctor`: what stands in the way of editing a model, and what it would take."""
+"""`bluedit doctor`: whether a model can be edited, what prevents it, and what it costs."""
 
 from __future__ import annotations
 

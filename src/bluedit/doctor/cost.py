@@ -90,7 +90,7 @@ def check_memory(
         free = ", ".join(gigabytes(place.memory.free) for place in tight)
         return Check("memory", "warning", f"{said}. Only {free} are free; what would help: {'; '.join(helps)}", details)
     if gpu and first > memory.free:
-        message = f"{said}. Take second moments in a run before (bluedit stats --no-measure): in the same run it would be "
+        message = f"{said}. Compute second moments in an earlier run (bluedit stats --no-measure): in the same run it would be "
         return Check("memory", "warning", message + gigabytes(first), details)
     return Check("memory", "ok", said, details)
 

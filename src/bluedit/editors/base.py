@@ -28,7 +28,7 @@ __all__ = ["Edited", "Editor", "Needs", "Part", "State", "ValueStore"]
 
 @runtime_checkable
 class Part(Protocol):
-    """A piece that an editor is put together from: a frozen value.
+    """A piece that an editor is built from: a frozen value.
 
     - `name`: what files call it; it stays when the class is renamed.
     - `settings`: the class of its settings.

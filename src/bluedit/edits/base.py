@@ -1,4 +1,4 @@
-"""What an edit is: something done to a model that can be applied, taken back bit for bit, saved, loaded and described.
+"""What an edit is: something done to a model that can be applied, reverted bit for bit, saved, loaded and described.
 
 An edit is one `.safetensors` file with its manifest in the metadata, or a folder with `patch.safetensors` and `patch.json`. The
 manifest says what was edited, how, and on which model. Nothing in it is ever executed.
@@ -139,7 +139,7 @@ class Edit(ABC):
     # -- applying --------------------------------------------------------------------------------------------
 
     def apply(self, model: EditableModel | PreTrainedModel, *, check: bool = True) -> None:
-        """Add the changes to the model's weights, in place, and install the rest. The original bits are kept for
+        """Add the changes to the model's weights, in place, and install the rest. The original bits are stored for
         :meth:`revert`.
 
         **Arguments**
@@ -147,7 +147,7 @@ class Edit(ABC):
         - `check`: refuse a model whose weights are not the ones the edit was computed on.
 
         **Raises** :class:`~bluedit.errors.PatchError` when the edit does not fit, before anything is changed. When
-        anything fails on the way the weights are put back.
+        anything fails on the way the weights are restored.
         """
         network = _network(model)
         self.check_fit(network, check=check)

@@ -1,4 +1,4 @@
-"""What is applied to a model object: the original bits, and the patches in order. Kept on that object."""
+"""What is applied to a model object: the original bits, and the patches in order. Stored on that object."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ P = TypeVar("P", bound=Recorded)
 
 @dataclass
 class Ledger(Generic[P]):
-    """What has been applied to one model object, kept on that object: the original bits, and the patches in order."""
+    """What has been applied to one model object, stored on that object: the original bits, and the patches in order."""
 
     network: PreTrainedModel
     originals: dict[str, Tensor]

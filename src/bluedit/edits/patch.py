@@ -1,4 +1,4 @@
-"""A patch: an edit of weights, as a small file that can be looked at, applied, and taken back bit for bit.
+"""A patch: an edit of weights, as a small file that can be inspected, applied, and reverted bit for bit.
 
 Per weight it holds the parts of its :class:`~bluedit.edits.changes.Change`; :mod:`bluedit.edits.base` has the files.
 """

@@ -148,7 +148,7 @@ class Pass:
                 return True
         if not cursor.tokens:
             raise StatisticsError(
-                "the corpus holds no text to take second moments over; give a file with one document per line"
+                "the corpus holds no text to compute second moments over; give a file with one document per line"
             )
         if self.measured and not is_due(cursor.windows):
             self.whole = False

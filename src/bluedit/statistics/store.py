@@ -113,7 +113,7 @@ class Statistics:
             return Collection(found, self.samples)
         if self.corpus is None:
             raise StatisticsError(
-                f"no second moments for layers {missing} and no corpus to take them from; name one: "
+                f"no second moments for layers {missing} and no corpus to compute them from; name one: "
                 "--corpus text:FILE on the command line, corpus='text:FILE' in Python"
             )
         files = self._files(model, missing)

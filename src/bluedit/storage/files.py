@@ -66,8 +66,8 @@ class OutputKind:
             )
         if path.is_dir() and (foreign := [name for name in contents(path) if name not in owned and not is_temporary(name)]):
             raise InputError(
-                f"{path} holds what bluedit did not write ({_some(foreign)}), and is not replaced; move that away, or choose "
-                "another name"
+                f"{path} holds files that bluedit did not write ({_some(foreign)}), and is not replaced; move them away, or "
+                "choose another name"
             )
 
 

@@ -81,7 +81,7 @@ class TraceSettings:
             raise SettingsError(f"no component is named; name some of {', '.join(SITES)}")
         object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
         if not 0 <= self.noise < float("inf"):
-            raise SettingsError(f"noise={self.noise}: its standard deviation cannot be that; 3 is the published one")
+            raise SettingsError(f"noise={self.noise}: this is not a standard deviation; the published one is 3")
         for name in ("samples", "window"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise SettingsError(f"{name}={value}; it must be at least 1")

@@ -274,7 +274,7 @@ class _Search:
             if trial.objective is not None and trial.relative_norm is not None
         ]
         if not done:
-            raise NumericsError(f"none of {len(self.trials)} trials could be edited with; the first: {self.trials[0].problem}")
+            raise NumericsError(f"none of {len(self.trials)} trials made an edit; the first error: {self.trials[0].problem}")
         return max(done)[2]
 
     def _try(self, varied: Mapping[str, float], part: Sequence[HeldOut]) -> tuple[Trial, Scores | None]:

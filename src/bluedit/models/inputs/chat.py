@@ -60,7 +60,9 @@ class Chat:
         try:
             prompt = _rendered(tokenizer, [user], prompting=True)
         except Exception as error:  # the template's own code runs here
-            raise ModelError(f"this model's chat template takes no lone message of a user: {first_line(error)}") from error
+            raise ModelError(
+                f"this model's chat template does not accept a single user message: {first_line(error)}"
+            ) from error
         if prompt.count(_MESSAGE) != 1:
             raise ModelError("this model's chat template does not hold a user's message exactly once; leave out --chat")
         before, _, whole = prompt.partition(_MESSAGE)

@@ -75,8 +75,8 @@ class PromptTokenizer:
     ) -> None:
         if not tokenizer.is_fast:
             raise ModelError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer, and only those tell where in the text a token "
-                "stands; load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
+                f"{type(tokenizer).__name__} is not a fast tokenizer, and only those give character "
+                "offsets; load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
             )
         self.tokenizer = tokenizer
         self.context_length = context_length

@@ -79,7 +79,9 @@ def discover(model: nn.Module, module_map: ModuleMap | None = None) -> Structure
         raise ModelError(f"{name} is a mixture of experts ({experts[0]}); its MLP is not a single matrix that can be edited")
     # Architectures that can be either say so in their configuration.
     if getattr(config, "is_decoder", True) is False:
-        raise ModelError(f"{name} is an encoder, which sees what follows a token; bluedit edits decoder-only language models")
+        raise ModelError(
+            f"{name} is an encoder, which also attends to later tokens; bluedit edits decoder-only language models"
+        )
     inferred = infer_map(model, head.weight.shape[-1])
     if inferred is None:
         raise ModelError(
