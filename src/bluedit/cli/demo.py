@@ -29,7 +29,7 @@ def demo(
     ] = "gpt2-mini",
     real: Annotated[
         bool,
-        typer.Option("--real", help="Facts you know, and a real model: smollm2-135m-instruct, which is downloaded first."),
+        typer.Option("--real", help="Edit well-known facts in a real model: smollm2-135m-instruct, which is downloaded first."),
     ] = False,
     device: Device = None,
     dtype: Dtype = None,
@@ -39,7 +39,7 @@ def demo(
 ) -> None:
     """Edit a small model with MEMIT, once distributing residuals evenly and once with BLUE, and compare.
 
-    With --real: write a dozen facts into a real language model with BLUE, ask it in several ways, and take them back."""
+    With --real: write a dozen facts into a real language model with BLUE, query it in several ways, and revert the edit."""
     from bluedit.errors import SettingsError, did_you_mean
     from bluedit.models.embedded import DOWNLOADS, EMBEDDED
 

@@ -48,7 +48,7 @@ Model = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; a GPU when there is one. auto: over all GPUs."),
+    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; by default a GPU if there is one. auto: all GPUs."),
 ]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16, float16, or auto for the checkpoint's own.")
@@ -58,8 +58,8 @@ StrategyName = Annotated[
     str | None,
     typer.Option(
         "--strategy",
-        help="even, square-root, boundary (BLUE), each-layer, single:LAYER. The default is boundary; methods that edit one "
-        "layer keep it.",
+        help="even, square-root, boundary (BLUE), each-layer, single:LAYER. The default is boundary, or single for "
+        "methods that edit one layer.",
     ),
 ]
 Layers = Annotated[
@@ -92,7 +92,7 @@ Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Documents
 Templates = Annotated[
     Path | None, typer.Option("--templates", help="JSON list of context templates; the model writes them by default.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
 
 
@@ -117,7 +117,7 @@ OnConflict = Annotated[
     ),
 ]
 Check = Annotated[bool, typer.Option("--check/--no-check", help="Refuse a patch that was made for other weights.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier output.")]
 ModuleMap = Annotated[
     Path | None,
     typer.Option(

@@ -66,7 +66,7 @@ def tune(
         typer.Option(
             "--vary",
             metavar="NAME",
-            help="A setting to vary; repeat it for several. By default lambda, shrinkage, clamp_norm_factor and v_lr, or what "
+            help="A setting to vary; repeat it for several. By default lambda, shrinkage, clamp_norm_factor and v_lr, or "
             "their equivalents in the method, unless set.",
         ),
     ] = None,
