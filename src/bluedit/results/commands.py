@@ -311,7 +311,7 @@ class TuneTrial(Record):
 
 
 class TuneCheck(Record):
-    """Start and outcome on facts kept back; `difference`: the gain in S."""
+    """Start and outcome on held-out facts; `difference`: the gain in S."""
 
     start: TuneTrial
     chosen: TuneTrial

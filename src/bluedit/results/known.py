@@ -66,7 +66,7 @@ class SettingEntry(Record):
 class MethodEntry(Record):
     """A method with its own strategy and default settings.
 
-    - `caches_keys`: whether a sequence keeps earlier keys; `largest_batch`: how many facts it edits at once at most.
+    - `caches_keys`: whether a sequence caches earlier keys; `largest_batch`: how many facts it edits at once at most.
     - `installed`: whether it came from elsewhere.
     - `described`: its settings one by one, where the method was asked for by name.
     """
