@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from bluedit.datasets import Case, read_dataset
-from bluedit.evaluation import ModelRespondent, Respondent, score_cases
+from bluedit.evaluation import score_cases
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
 from bluedit.models.generation import generate
 from bluedit.models.likelihood import Answer, Query, answer_queries
-from bluedit.models.respondent import as_respondent
+from bluedit.models.respondent import ModelRespondent, Respondent, as_respondent
 
 
 @dataclass(frozen=True)
