@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
@@ -22,11 +22,11 @@ from bluedit.editors.settings import Search, Settings, setting
 from bluedit.edits import Edit, Manifest
 from bluedit.edits.manifest import OptimisationRecord
 from bluedit.edits.merging import merge_manifests
-from bluedit.errors import PatchError
+from bluedit.errors import PatchError, SettingsError
 from bluedit.models import EditableModel
 from bluedit.models.likelihood import answer_queries
 from bluedit.progress import Progress, stage
-from bluedit.strategies import NO_LAYERS
+from bluedit.strategies import NO_LAYERS, Strategy
 
 __all__ = ["SHIFT", "Shift", "ShiftEdit", "ShiftSettings", "ShiftState", "losses"]
 
@@ -148,6 +148,11 @@ class Shift(Editor):
     @property
     def parts(self) -> Mapping[str, Part]:
         return {"direction": self.direction}
+
+    def with_strategy(self, strategy: Strategy) -> Self:
+        if strategy != NO_LAYERS:
+            raise SettingsError(f"{self.name} changes no layer's weight: it cannot follow the strategy {strategy.name!r}")
+        return self
 
     def needs(self, settings: Settings) -> Needs:
         del settings
