@@ -14,7 +14,7 @@ from torch import Tensor
 from bluedit.datasets import Case, read_dataset
 from bluedit.evaluation import score_cases
 from bluedit.facts import Fact
-from bluedit.models import EditableModel
+from bluedit.models import EditableModel, ModelRespondent, Respondent
 from bluedit.models.generation import generate
 from bluedit.models.likelihood import Answer, Query, answer_queries
 from bluedit.models.respondent import ModelRespondent, Respondent, as_respondent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -105,8 +106,6 @@ def edit(
     tuned = read_tuning(settings) if settings else None
     chosen.check_batch(min(batch_size or len(checked), len(checked)))
     contexts = read_templates(templates)
-
-    from contextlib import nullcontext
 
     from bluedit.cli.automatic import traced_layers
     from bluedit.editing import prepare
