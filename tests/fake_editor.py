@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bluedit.editors.base import Edited, Editor, Needs, Part, State, ValueStore
-from bluedit.editors.plan import Plan, Setup
+from bluedit.editors.base import Edited, Editor, Needs, Part, Plan, Setup, State, ValueStore
 from bluedit.editors.records import manifest_of
 from bluedit.editors.settings import Search, Settings, setting
 from bluedit.edits import Edit, Manifest

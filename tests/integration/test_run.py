@@ -106,7 +106,7 @@ def test_an_experiment_writes_its_table_and_leaves_the_model(
 
 STOPS = {
     "editing a batch": (loop, "edit_batch", (3, 8)),
-    "saving a session": (session_module.Session, "_save_into", (1, 5)),
+    "saving a session": (session_module, "write_session", (1, 5)),
     "writing a file": (storage_tensors, "atomic_file", (2, 8)),
     "scoring": (runner, "score_cases", (3,)),
     "writing a result": (runner, "_write", (1, 4)),
