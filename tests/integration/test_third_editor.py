@@ -299,9 +299,7 @@ def test_an_experiment_runs_it_beside_a_method(
 
 def test_its_setting_is_tuned(tiny_gpt2: EditableModel, tmp_path: Path) -> None:
     cases: list[Case] = bluedit.read_dataset("world:counterfact:0:5:person", 40)
-    tuning = bluedit.tune(
-        tiny_gpt2, cases, method=SHIFT, templates=("{}",), trials=3, count=10, out=tmp_path / "tuning.json"
-    )
+    tuning = bluedit.tune(tiny_gpt2, cases, method=SHIFT, templates=("{}",), trials=3, count=10, out=tmp_path / "tuning.json")
     assert tuning.varied == ("shift_size",)
     assert (tuning.layers, tuning.strategy) == ((), "none")
     assert [trial.problem for trial in tuning.trials] == [None] * 3

@@ -106,7 +106,7 @@ class EditResult(Record):
     settings: dict[str, Any]
     evaluations: dict[str, dict[str, int]]
     losses: dict[str, dict[str, float]]
-    remaining: dict[str, dict[str, float]] = {}
+    remaining: dict[str, dict[str, float]]
     weights: dict[str, ChangedWeight]
     seconds: float
 
