@@ -28,7 +28,7 @@ from bluedit.datasets import read_dataset
 from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.editors.closed_form.priors import SECOND_MOMENT
 from bluedit.editors.closed_form.state import InverseMetrics
-from bluedit.methods import METHODS
+from bluedit.methods import METHODS, Method
 from bluedit.models import load_model
 from bluedit.sessions import Session
 from bluedit.statistics.inverse import shrink
@@ -47,7 +47,9 @@ def resident() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--method", default="memit-seq", choices=[name for name, method in METHODS.items() if method.caches_keys]
+        "--method",
+        default="memit-seq",
+        choices=[name for name, method in METHODS.items() if isinstance(method, Method) and method.caches_keys],
     )
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--facts", type=int, default=10, help="facts of a batch")

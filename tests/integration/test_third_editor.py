@@ -361,4 +361,5 @@ def test_the_doctor_and_the_list_of_methods_know_it(run: Run, saved_tiny_gpt2: P
     assert examined["editable"]
     assert checks["layers"]["details"]["edited"] == []
     assert checks["memory"]["details"]["bytes"]["metrics"] == 0
+    assert checks["time"]["message"] == "not estimated: shift works on no layer's weight"
     assert "corpus" not in checks

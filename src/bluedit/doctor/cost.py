@@ -116,7 +116,9 @@ def estimate_time(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Check:
-    layer = network.get_submodule(structure.layer_path(min(critical, default=0)))
+    if not critical:
+        return Check("time", "ok", f"not estimated: {method.name} works on no layer's weight", {})
+    layer = network.get_submodule(structure.layer_path(critical[0]))
     head: Any = network.get_output_embeddings()  # type: ignore[operator]
     speed = product_speed(device, dtype)
     needs = method.needs(settings)
