@@ -83,7 +83,7 @@ def test_trace_for_people(trace: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--sites", "mpl"), "unknown site 'mpl'. Did you mean 'mlp'?"),
+        (("--sites", "mpl"), "unknown component 'mpl'. Did you mean 'mlp'?"),
         (("--facts", "nowhere.json"), "there is no such file"),
         (("--facts", "world:counterfact"), "knows none of"),
     ],

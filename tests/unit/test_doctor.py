@@ -251,7 +251,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], None], list[str], str, str]] = {
         ["architecture"], "architecture", "mixture of experts",
     ),
     "lost shard": (_lost_shard, ["weights"], "weights", r"1 of \d+ shards are missing: model-00002.*fetch"),
-    "truncated": (_truncated, ["weights"], "weights", "truncated: .* bytes are there; fetch"),
+    "truncated": (_truncated, ["weights"], "weights", "truncated: .* bytes are present; fetch"),
     "cut in the header": (_cut_header, ["weights"], "weights", "end before its header"),
     "lfs pointer": (_pointer, ["weights"], "weights", "git lfs pull"),
     "too few numbers": (_too_few, ["weights"], "weights", "numbers in the files"),
