@@ -485,17 +485,23 @@ def _origin(plan: Plan) -> str:
 
 
 _UNMET = 0.5
-"""Of what facts ask for, left open: from here on worth a warning."""
+"""Of what facts ask for, left open: from here on worth a warning. On SmolLM2-135M-Instruct 10 CounterFact records had ES
+100 where up to 0.46 was left open at the last layer, 90 and 70 at 0.69 (BLUE) and 0.54 (even), 50 and 40 at 0.87 and
+0.76."""
 
 
 def _warn_unmet(plan: Plan, records: Iterable[OptimisationRecord]) -> None:
-    """Warn of layers at which the written weights leave much of what was asked for open."""
-    for record in records:
-        if record.left_open is not None and record.left_open > _UNMET:
-            warnings.warn(
-                UnmetWarning(layer=record.layer, amount=record.left_open, origin=_origin(plan), advice=_unmet_advice(plan)),
-                stacklevel=4,
-            )
+    """Warn where the written weights leave much of what was asked for open at the last layer aimed at.
+
+    What a layer below leaves open is asked for again there.
+    """
+    measured = [(record.layer, share) for record in records if (share := record.left_open) is not None]
+    if not measured:
+        return
+    layer, share = max(measured)
+    if share > _UNMET:
+        warning = UnmetWarning(layer=layer, amount=share, origin=_origin(plan), advice=_unmet_advice(plan))
+        warnings.warn(warning, stacklevel=4)
 
 
 def _unmet_advice(plan: Plan) -> str:
