@@ -133,6 +133,19 @@ def test_an_edit_that_gives_little_warns_and_says_what_to_do(
         edited(tiny_gpt2, moments(48), world_facts, **{"lambda": 1e-3})
 
 
+@pytest.mark.filterwarnings("default:the written weights leave")
+def test_what_a_lower_layer_leaves_open_is_asked_for_again(
+    tiny_gpt2: EditableModel, moments: Callable[[int], Statistics], world_facts: tuple[Fact, ...]
+) -> None:
+    """Only the last layer aimed at is spoken of."""
+    with pytest.warns(UnmetWarning) as caught:
+        bluedit.edit(
+            tiny_gpt2, world_facts, method="memit", strategy="boundary", layers=(0, 2), templates=["{}"], corpus=moments(48),
+            settings={"v_num_grad_steps": 3, "lambda": 1e6},
+        )  # fmt: skip
+    assert [one.message.layer for one in caught if isinstance(one.message, UnmetWarning)] == [2]
+
+
 def test_several_layers_are_told_in_one_line() -> None:
     found = [
         UnmetWarning(layer=layer, amount=0.6 + layer / 10, origin="memit, boundary", advice="lower it") for layer in (1, 3)

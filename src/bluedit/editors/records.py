@@ -138,12 +138,19 @@ def _origin(plan: Setup) -> str:
 
 
 _UNMET = 0.5
-"""Of what facts ask for, left open: from here on worth a warning."""
+"""Of what facts ask for, left open: from here on worth a warning. On SmolLM2-135M-Instruct 10 CounterFact records had ES
+100 where up to 0.46 was left open at the last layer, 90 and 70 at 0.69 (BLUE) and 0.54 (even), 50 and 40 at 0.87 and
+0.76."""
 
 
 def warn_unmet(plan: Setup, records: Iterable[OptimisationRecord], advice: str) -> None:
-    """Warn of layers at which the written weights leave much of what was asked for open."""
-    for record in records:
-        if record.left_open is not None and record.left_open > _UNMET:
-            caution = UnmetWarning(layer=record.layer, amount=record.left_open, origin=_origin(plan), advice=advice)
-            warnings.warn(caution, stacklevel=4)
+    """Warn where the written weights leave much of what was asked for open at the last target layer.
+
+    What a layer below leaves open is asked for again there.
+    """
+    measured = [(record.layer, part) for record in records if (part := record.left_open) is not None]
+    if not measured:
+        return
+    layer, part = max(measured)
+    if part > _UNMET:
+        warnings.warn(UnmetWarning(layer=layer, amount=part, origin=_origin(plan), advice=advice), stacklevel=4)
