@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bluedit.errors import ResourceError
@@ -34,28 +35,25 @@ def _run(rows: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> int:
 
 
 def _fewest(rows: Sequence[tuple[int, ...]], limits: Sequence[int]) -> int:
-    """The same for the best choice of groups, by trying where to split the sorted rows."""
-    order = sorted(range(len(rows)), key=lambda index: rows[index][: limits[index]])
-    cut = [rows[index][: limits[index]] for index in order]
+    """The same for the best choice of groups, by trying all of them."""
+    cut = [row[:limit] for row, limit in zip(rows, limits, strict=True)]
 
-    def common(start: int, end: int) -> int:
-        return next(
-            length
-            for length in range(min(map(len, cut[start:end])), -1, -1)
-            if len({one[:length] for one in cut[start:end]}) == 1
-        )
+    def gain(group: list[int]) -> int:
+        shared = os.path.commonprefix([cut[index] for index in group])  # noqa: RUF071 (item by item is what is meant)
+        return (len(group) - 1) * len(shared) if len(shared) >= 3 else 0
 
-    best = [0]
-    for end in range(1, len(cut) + 1):
-        best.append(
-            max(
-                best[start] + ((end - start - 1) * shared if (shared := common(start, end)) >= 3 else 0) for start in range(end)
-            )
-        )
-    return sum(len(row) for row in rows) - best[-1]
+    def most(index: int, groups: list[list[int]]) -> int:
+        if index == len(rows):
+            return sum(map(gain, groups))
+        # The row joins one of the groups so far, or begins one.
+        joined = (most(index + 1, [*groups[:at], [*groups[at], index], *groups[at + 1 :]]) for at in range(len(groups)))
+        return max([most(index + 1, [*groups, [index]]), *joined])
+
+    return sum(len(row) for row in rows) - most(0, [])
 
 
-@given(st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=7), st.integers(0, 7)), max_size=9))
+@given(st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=7), st.integers(0, 7)), max_size=6))
+@example([([0] * 3, 3), ([0] * 3, 3), ([0] * 7, 7), ([0] * 7, 7)])
 def test_common_beginnings_leave_the_fewest_tokens_to_run(drawn: list[tuple[list[int], int]]) -> None:
     rows = [tuple(ids) for ids, _ in drawn]
     limits = [min(limit, len(ids)) for ids, limit in drawn]

@@ -35,7 +35,7 @@ def common_beginnings(rows: Sequence[tuple[int, ...]], limits: Sequence[int]) ->
 
     0 where nothing is gained. Of all ways to put rows into groups, each with one beginning, this is the one that leaves the
     fewest tokens to run: neighbours in sorted order with L tokens in common are a node of a tree, which n rows share for a
-    gain of (n - 1) L tokens, or leave to its children if those gain more. O(n log n) comparisons.
+    gain of (n - 1) L tokens. A group further down stays as it is where its rows would gain less here. O(n log n) comparisons.
     """
     order = sorted(range(len(rows)), key=lambda index: rows[index][: limits[index]])
     beginnings = [rows[index][: limits[index]] for index in order]
@@ -51,18 +51,28 @@ def common_beginnings(rows: Sequence[tuple[int, ...]], limits: Sequence[int]) ->
         while open_nodes and open_nodes[-1].common > common:
             node = open_nodes.pop()
             node.take(inner)
-            gain = (place - node.start) * node.common
-            whole = node.common >= _LEAST and gain >= node.gain
-            inner = _Node(common, node.start, gain, [node.closed(place + 1)]) if whole else node.renamed(common)
+            inner = node.finished(place + 1).renamed(common)
         if open_nodes and open_nodes[-1].common == common:
             open_nodes[-1].take(inner)
         else:
             open_nodes.append(inner)
     for node in open_nodes:
-        for start, end, common in node.groups:
-            for place in range(start, end):
-                lengths[order[place]] = common
+        for group in node.groups:
+            for place in group.places:
+                lengths[order[place]] = group.common
     return lengths
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows, by their places in sorted order, that run `common` first tokens once."""
+
+    common: int
+    places: tuple[int, ...]
+
+    @property
+    def gain(self) -> int:
+        return (len(self.places) - 1) * self.common
 
 
 @dataclass
@@ -71,18 +81,27 @@ class _Node:
 
     common: int
     start: int
-    gain: int = 0
-    groups: list[tuple[int, int, int]] = field(default_factory=list)
+    groups: list[_Group] = field(default_factory=list[_Group])
 
     def take(self, inner: _Node) -> None:
-        self.gain += inner.gain
         self.groups += inner.groups
 
-    def closed(self, end: int) -> tuple[int, int, int]:
-        return self.start, end, self.common
+    def finished(self, end: int) -> _Node:
+        """The node with the groups that are best for its rows, those up to `end`."""
+        if self.common < _LEAST:
+            return self
+        # A group that joins brings as much as its rows share here, and gives up what it gains by itself. The first row of
+        # all costs as much, so that groups that would be among themselves join only if it pays for them together.
+        joining = [group for group in self.groups if group.gain <= len(group.places) * self.common]
+        taken = {place for group in self.groups for place in group.places}
+        alone = [place for place in range(self.start, end) if place not in taken]
+        joined = _Group(self.common, tuple(sorted([*alone, *(place for group in joining for place in group.places)])))
+        if joined.gain <= sum(group.gain for group in joining):
+            return self
+        return _Node(self.common, self.start, [*(group for group in self.groups if group not in joining), joined])
 
     def renamed(self, common: int) -> _Node:
-        return _Node(common, self.start, self.gain, self.groups)
+        return _Node(common, self.start, self.groups)
 
 
 @dataclass(frozen=True)
