@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from faults.plan import Copy, Fault, problem, read_faults
@@ -21,16 +22,22 @@ _TIMEOUT = 300.0
 
 
 class _Baselines:
-    """What tests give on the right source; each file of them, or single test, is run once."""
+    """What tests give on the right source; each file of them is run once."""
 
     def __init__(self, copy: Copy, folder: Path, timeout: float) -> None:
         self._copy, self._folder, self._timeout = copy, folder, timeout
         self._known: dict[str, Result] = {}
 
     def of(self, test: str) -> Result:
-        if test not in self._known:
-            self._known[test] = run_tests(self._copy.source, [test], self._folder, timeout=self._timeout)
-        return self._known[test]
+        """The outcome of a file of tests, or of one test in it."""
+        file = test.partition("::")[0]
+        if file not in self._known:
+            self._known[file] = run_tests(self._copy.source, [file], self._folder, timeout=self._timeout)
+        found = self._known[file]
+        passed, failed = (
+            tuple(name for name in names if name.startswith(f"tests/{test}")) for names in (found.passed, found.failed)
+        )
+        return replace(found, passed=passed, failed=failed)
 
 
 def _outcome(fault: Fault, copy: Copy, baselines: _Baselines, folder: Path, timeout: float) -> tuple[str, str]:
