@@ -1,24 +1,40 @@
-"""`bluedit.edit`: facts in, an edit out, the model untouched."""
+"""`bluedit.edit`: facts in, an edit out, the model untouched; and what it takes, checked and filled in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bluedit.editors.base import Editor, State, ValueStore
-from bluedit.editors.plan import EditOptions, Facts, Plan, Setup, plan_edit, prepare
+from bluedit.editors.base import Editor, Facts, Plan, Setup, State, ValueStore
+from bluedit.editors.closed_form.keys import check_templates, context_templates
+from bluedit.editors.layers import choose_layers, unknown_layers
+from bluedit.editors.presets import find_preset
 from bluedit.editors.settings import Settings
 from bluedit.edits import Edit
-from bluedit.facts import OnConflict
+from bluedit.facts import OnConflict, check_on_conflict
+from bluedit.methods import MEMIT, blue, find_method
 from bluedit.models import EditableModel
 from bluedit.progress import Progress, silent
-from bluedit.statistics import Statistics
-from bluedit.strategies import Strategy
+from bluedit.statistics import Statistics, read_corpus
+from bluedit.strategies import Strategy, find_strategy
 
 __all__ = ["EditOptions", "Facts", "Plan", "Progress", "Setup", "edit", "plan_edit", "prepare", "run_plan", "silent"]
+
+
+class EditOptions(TypedDict, total=False):
+    """What :func:`bluedit.edit` takes beside model and facts, all of it optional."""
+
+    method: Editor | str | None
+    strategy: Strategy | str | None
+    layers: Sequence[int] | Literal["auto"] | None
+    settings: Settings | Mapping[str, Any] | None
+    corpus: str | Statistics | None
+    templates: Sequence[str] | None
+    seed: int
+    on_conflict: OnConflict
 
 
 def edit(
@@ -94,3 +110,51 @@ def run_plan(
     done = method.edit(model, plan, state or method.begin(plan), progress, store).edit
     originals = {name: model.matrix(record.layer) for name, record in done.manifest.weights.items()}
     return method.finish(done, plan, originals) if method.ends_sequence else done
+
+
+def prepare(
+    model: EditableModel,
+    *,
+    method: Editor | str | None = None,
+    strategy: Strategy | str | None = None,
+    layers: Sequence[int] | Literal["auto"] | None = None,
+    settings: Settings | Mapping[str, Any] | None = None,
+    corpus: str | Statistics | None = None,
+    templates: Sequence[str] | None = None,
+    seed: int = 0,
+    on_conflict: OnConflict = "error",
+) -> Setup:
+    """Check the options of an edit and fill in what was left out; see :func:`bluedit.edit`. Computes nothing expensive."""
+    chosen = blue(MEMIT) if method is None else find_method(method)
+    if strategy is not None:
+        chosen = chosen.with_strategy(find_strategy(strategy))
+    preset = find_preset(model.model.config)
+    if layers == "auto":
+        from bluedit.editors.layer_cache import recall
+
+        layers = chosen.strategy.fixed_layers or recall(model).layers_for(chosen.strategy)
+    choice = choose_layers(chosen, model.structure, preset, layers)
+    if choice is None:
+        raise unknown_layers(chosen, model.structure)
+    if isinstance(settings, Settings):
+        settings = settings if type(settings) is type(chosen.settings) else chosen.override(settings.as_dict())
+    else:
+        known = preset.settings_for(chosen.name, chosen.strategy.name) if preset else {}
+        settings = chosen.override(known, settings or {})
+    if not isinstance(corpus, Statistics):
+        name = corpus or (preset.corpus if preset else None)
+        corpus = Statistics(read_corpus(name) if name else None)
+    return Setup(
+        method=chosen,
+        layers=choice.layers,
+        settings=settings,
+        statistics=corpus,
+        templates=check_templates(templates) if templates is not None else context_templates(model, seed),
+        seed=seed,
+        on_conflict=check_on_conflict(on_conflict),
+    )
+
+
+def plan_edit(model: EditableModel, facts: Facts, **options: Unpack[EditOptions]) -> Plan:
+    """The plan of one edit; see :func:`prepare` and :meth:`Setup.plan`."""
+    return prepare(model, **options).plan(model, facts)

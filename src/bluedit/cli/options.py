@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bluedit import renamed
 from bluedit.errors import SettingsError, excerpt
 
 if TYPE_CHECKING:
@@ -139,7 +140,11 @@ def parse_assignments(values: list[str]) -> dict[str, Any]:
         if not separator or not name.strip():
             raise SettingsError(f"--set {excerpt(value)} is not understood; write --set key=value, as in --set lambda=5")
         assignments[name.strip()] = text.strip()
-    return assignments
+    for old in assignments.keys() & renamed.SETTINGS.keys():
+        from bluedit.cli import console
+
+        console.say(f"the setting {old} is now called {renamed.SETTINGS[old]}; the old name goes with the next release")
+    return {renamed.SETTINGS.get(name, name): text for name, text in assignments.items()}
 
 
 def read_method(name: str, strategy: str | None) -> Editor:

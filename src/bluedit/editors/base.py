@@ -9,21 +9,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 from bluedit.editors.settings import Settings, current_names, declared_names, union
-from bluedit.errors import SettingsError
-from bluedit.strategies import BOUNDARY, Strategy
+from bluedit.errors import FactError, SettingsError, excerpt
+from bluedit.facts import Fact, OnConflict, check_facts, check_on_conflict
+from bluedit.strategies import BOUNDARY, Step, Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bluedit.editors.plan import Plan, Setup
     from bluedit.edits.base import Edit
     from bluedit.models import EditableModel
     from bluedit.progress import Progress
+    from bluedit.statistics import Statistics
 
-__all__ = ["Edited", "Editor", "Needs", "Part", "State", "ValueStore"]
+__all__ = ["Edited", "Editor", "Facts", "Needs", "Part", "Plan", "Setup", "State", "ValueStore"]
+
+Facts = Iterable[Fact | dict[str, Any]] | Fact | dict[str, Any]
 
 
 @runtime_checkable
@@ -238,6 +241,54 @@ class Editor(ABC):
         del edit, model
         if memory:
             raise ValueError(f"{self.name} remembers nothing of a batch, and something is there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything that determines an edit but model and facts: checked, defaults filled in."""
+
+    method: Editor
+    layers: tuple[int, ...]
+    settings: Settings
+    statistics: Statistics
+    templates: tuple[str, ...]
+    seed: int = 0
+    on_conflict: OnConflict = "error"
+
+    def plan(self, model: EditableModel, facts: Facts, start: int = 0, on_conflict: OnConflict | None = None) -> Plan:
+        """The plan for facts, checked; those without an id are numbered from `start`.
+
+        `on_conflict`: for these facts, instead of the setup's.
+
+        **Raises** :class:`~bluedit.errors.FactError` and :class:`~bluedit.errors.SettingsError` for facts that cannot be
+        edited so.
+        """
+        given = cast("Iterable[Fact]", [facts] if isinstance(facts, Fact | dict) else facts)
+        checked = check_facts(given, start, check_on_conflict(on_conflict or self.on_conflict))
+        self.method.check_batch(len(checked))
+        for fact in checked:
+            try:
+                row = model.text.row(fact, with_target=True)  # says now what no token can be found for
+            except FactError as error:
+                raise FactError(f"fact {excerpt(fact.id)}: {error}") from error
+            if len(row.ids) > model.context_length:
+                raise FactError(
+                    f"fact {excerpt(fact.id)} takes {len(row.ids):,} tokens with its target; the model takes "
+                    f"{model.context_length:,}: shorten its prompt"
+                )
+        return Plan(**{one.name: getattr(self, one.name) for one in fields(Setup)}, facts=checked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Setup):
+    """A setup, and the facts of one batch."""
+
+    facts: tuple[Fact, ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of the strategy; none where there are no facts."""
+        return self.method.strategy.steps(self.layers) if self.facts else ()
 
 
 def _record(value: Any) -> Any:

@@ -10,8 +10,8 @@ from importlib import metadata
 import torch
 from torch import Tensor
 
+from bluedit.editors.base import Plan, Setup
 from bluedit.editors.cautions import LargeChangeWarning, RoundingWarning, UnmetWarning
-from bluedit.editors.plan import Plan, Setup
 from bluedit.edits.changes import Change
 from bluedit.edits.manifest import FactRecord, Manifest, OptimisationRecord, WeightRecord
 from bluedit.errors import NumericsError

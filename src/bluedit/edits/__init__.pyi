@@ -1,5 +1,6 @@
-from .base import Edit, applied_patches, load_edit, merge
+from .base import Edit, applied_patches, merge
 from .changes import Change, Dense, LowRank, Masked
+from .loading import load_edit
 from .manifest import Manifest
 from .patch import Patch
 

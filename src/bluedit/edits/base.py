@@ -13,7 +13,7 @@ import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from importlib.metadata import entry_points
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from bluedit.edits.changes import Change
 from bluedit.edits.ledger import Ledger, position
 from bluedit.edits.manifest import FORMAT_VERSION, Manifest
-from bluedit.errors import DamagedFileError, PatchError, did_you_mean, first_line
+from bluedit.errors import DamagedFileError, PatchError, first_line
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
 from bluedit.storage.documents import document_text, parse_object
@@ -38,11 +38,13 @@ from bluedit.storage.tensors import check_hashes
 __all__ = [
     "PATCH",
     "Edit",
+    "Stored",
     "applied_patches",
     "arrange",
-    "load_edit",
     "merge",
     "original_weights",
+    "read_stored",
+    "registered",
     "restore_ledger",
     "revert",
     "weights_without",
@@ -50,7 +52,6 @@ __all__ = [
 
 _TENSORS = "patch.safetensors"
 _HASHES = "hashes"
-_ENTRY_POINTS = "bluedit.edits"
 MANIFEST_NAME = "patch.json"
 """The manifest's file in a patch folder."""
 
@@ -209,40 +210,47 @@ class Edit(ABC):
 
         **Raises** :class:`~bluedit.errors.PatchError` when it is missing, damaged, of another kind or of a later format.
         """
-        edit = load_edit(path)
-        if not isinstance(edit, cls):
-            raise PatchError(f"{path} is an edit of kind {edit.kind!r}, not {getattr(cls, 'kind', cls.__name__)!r}")
+        stored = read_stored(path)
+        if stored.manifest.kind != cls.kind:
+            raise PatchError(f"{path} is an edit of kind {stored.manifest.kind!r}, not {cls.kind!r}")
+        return cls.of(stored)
+
+    @classmethod
+    def of(cls, stored: Stored) -> Self:
+        """The edit that a file holds; its kind was looked at."""
+        edit = cls.read(stored.manifest, stored.tensors, stored.source, hashed=stored.digest is not None)
+        object.__setattr__(edit, "_stored_digest", stored.digest)
         return edit
 
 
-def load_edit(path: str | Path) -> Edit:
-    """Read an edit of any kind; see :meth:`Edit.load`."""
+@dataclass(frozen=True)
+class Stored:
+    """What a file or folder of an edit holds, checked against its hashes; version 1 has none, and no digest."""
+
+    source: Path
+    manifest: Manifest
+    tensors: Mapping[str, Tensor]
+    digest: str | None
+
+
+def read_stored(path: str | Path) -> Stored:
+    """Read the file or folder of an edit.
+
+    **Raises** :class:`~bluedit.errors.PatchError` when it is missing, damaged or of a later format.
+    """
     source = Path(path).expanduser()
     try:
         tensors, document, digest = _read_files(source)
-        hashed = _HASHES in document
-        manifest = Manifest.model_validate(document)
+        return Stored(source, Manifest.model_validate(document), tensors, digest if _HASHES in document else None)
     except DamagedFileError as error:
         raise PatchError(f"{error}; copy it again, or make the edit again") from error
     except ValidationError as error:
         raise PatchError(f"{source} is not a readable patch: its manifest is wrong at {validation_problem(error)}") from error
-    edit = _kind(manifest.kind, source).read(manifest, tensors, source, hashed=hashed)
-    object.__setattr__(edit, "_stored_digest", digest)
-    return edit
 
 
-def _kind(name: str, source: Path) -> type[Edit]:
-    """The class of edits of one kind, of an installed package if need be."""
-    import bluedit.edits.patch  # pyright: ignore[reportUnusedImport]  # noqa: F401  (registers the kind of all patches)
-
-    if name not in _KINDS:
-        for entry in entry_points(group=_ENTRY_POINTS):
-            if entry.name == name:
-                entry.load()
-    if name not in _KINDS:
-        hint = did_you_mean(name, _KINDS, what="kind of edit")
-        raise PatchError(f"{source} cannot be read: {hint} Install the package that brings it.")
-    return _KINDS[name]
+def registered() -> Mapping[str, type[Edit]]:
+    """The classes of edits that are loaded, by what manifests call them."""
+    return _KINDS
 
 
 def merge(edits: Sequence[Edit]) -> Edit:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bluedit.edits.base import Edit, applied_patches, load_edit, original_weights, restore_ledger
+from bluedit.edits.base import Edit, applied_patches, original_weights, restore_ledger
+from bluedit.edits.loading import load_edit
 from bluedit.errors import DamagedFileError, InputError, PatchError
 from bluedit.models import EditableModel
 from bluedit.models.weight_files import StoredTensor, is_weight_file, stored_tensors

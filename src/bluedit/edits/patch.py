@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from bluedit.edits.base import Edit
 from bluedit.edits.changes import Change, LowRank, Masked, read_change
 from bluedit.edits.manifest import Manifest
-from bluedit.edits.merge import merge_changes
+from bluedit.edits.merging import merge_changes
 from bluedit.errors import PatchError
 from bluedit.models.editable import tensor_fingerprint
 from bluedit.models.layout.matrices import oriented

@@ -21,9 +21,9 @@ from typing import Any, cast
 
 import torch
 
-from bluedit.editors.closed_form.method import Method
+from bluedit.editors.base import Plan, Setup
 from bluedit.editors.closed_form.optimizer import Values
-from bluedit.editors.plan import Plan, Setup
+from bluedit.editors.closed_form.recipe import ClosedForm
 from bluedit.errors import DamagedFileError
 from bluedit.models import EditableModel
 from bluedit.storage.tensors import read_tensors, write_tensors
@@ -88,7 +88,7 @@ class SharedValues:
         return self.folder / f"{key}.safetensors"
 
     def _key(self, model: EditableModel, plan: Plan, layer: int) -> str:
-        settings, objective = plan.settings.as_dict(), cast("Method", plan.method).objective
+        settings, objective = plan.settings.as_dict(), cast("ClosedForm", plan.method).objective
         text = json.dumps(
             {
                 "model": self.base,

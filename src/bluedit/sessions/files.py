@@ -12,8 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor
 
-from bluedit.editors.base import Editor
-from bluedit.editors.plan import Setup
+from bluedit.editors.base import Editor, Setup
 from bluedit.editors.settings import current_names
 from bluedit.edits import Edit, applied_patches, load_edit
 from bluedit.errors import DamagedFileError, InputError, SessionError, SettingsError, first_line

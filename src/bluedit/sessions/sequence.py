@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bluedit.editors.plan import Setup
+from bluedit.editors.base import Setup
 from bluedit.edits import Edit
 from bluedit.errors import SessionError
 from bluedit.facts import Fact

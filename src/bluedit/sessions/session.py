@@ -12,20 +12,18 @@ weights themselves: resuming computes nothing anew.
 from __future__ import annotations
 
 import contextlib
-import json
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bluedit.editors.base import Edited, Editor, ValueStore
-from bluedit.editors.plan import EditOptions, Facts, Setup, prepare
+from bluedit.editing import EditOptions, prepare
+from bluedit.editors.base import Edited, Editor, Facts, Setup, ValueStore
 from bluedit.edits import Edit, applied_patches, merge
 from bluedit.edits.base import arrange, restore_ledger, weights_without
 from bluedit.errors import InputError, SessionError
@@ -47,11 +45,10 @@ from bluedit.sessions.files import (
     read_session,
     saved_setup,
 )
+from bluedit.sessions.saving import Content, write_session
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.statistics.corpus import Corpus
-from bluedit.storage.documents import write_document
 from bluedit.storage.files import atomic_folder, writable_target
-from bluedit.storage.tensors import write_tensors
 
 __all__ = ["Session"]
 
@@ -287,79 +284,9 @@ class Session:
             )
 
     def _save_into(self, path: Path, known: SavedFolder) -> SavedFolder:
-        """Write what the folder lacks, under names that no earlier state used, and last what it holds."""
-        number = max(known.revision, known.attempted) + 1
-        known.attempted = number
-        folder = SavedFolder(number, number, list(known.stems), dict(known.state_files))
-        digests: dict[str, str] = {}
-
-        def write(name: str, content: Edit | Mapping[str, Tensor]) -> None:
-            if isinstance(content, Edit):
-                content.save(path / name, replace=True)
-                digests[name] = content.digest
-            else:
-                digests[name] = write_tensors(path / name, content)
-
-        for place in range(len(folder.stems), len(self)):
-            batch, stem = self._batches[place], f"{place + 1:04}-{number}"
-            write(patch_name(stem), batch.edit)
-            if batch.memory:
-                write(keys_name(stem), batch.memory)
-            folder.stems.append(stem)
-        before: dict[str, str] = {}
-        for patch in self.patches:
-            for name, record in patch.manifest.weights.items():
-                before.setdefault(name, record.before)
-        weights_file, whole_file = f"weights-{number}.safetensors", None
-        write(weights_file, {name: self.model.model.get_parameter(name).detach() for name in before})
-        if self._whole is not None:
-            whole_file = f"whole-{number}.safetensors"
-            write(whole_file, self._whole)
-        for name, tensors in self._state.tensors().items():
-            if name not in folder.state_files:
-                folder.state_files[name] = f"{name}-{number}.safetensors"
-                write(folder.state_files[name], tensors)
-        names = {name for stem in folder.stems for name in (patch_name(stem), keys_name(stem))}
-        names |= {weights_file, whole_file, *folder.state_files.values()}
-        folder.digests = {name: digest for name, digest in (known.digests | digests).items() if name in names}
-        record = self._record(number, folder, before, weights_file, whole_file)
-        write_document(path / SESSION_MARKER, json.loads(record.model_dump_json()))
-        return folder
-
-    def _record(
-        self, number: int, folder: SavedFolder, before: dict[str, str], weights_file: str, whole_file: str | None
-    ) -> SavedSession:
-        """What `session.json` holds."""
-        setup = self.setup
-        corpus = setup.statistics.corpus
-        return SavedSession(
-            id=self._id,
-            revision=number,
-            method=setup.method.name,
-            parts=setup.method.record(),
-            strategy=setup.method.strategy.name,
-            steps=setup.method.strategy.steps(setup.layers),
-            layers=setup.layers,
-            settings=setup.settings.as_dict(),
-            templates=setup.templates,
-            seed=setup.seed,
-            corpus=corpus.name if corpus else None,
-            corpus_identity=corpus.identity if corpus else None,
-            samples=setup.statistics.samples,
-            max_length=setup.statistics.max_length,
-            until=setup.statistics.until,
-            configuration=self.model.configuration_fingerprint(),
-            dtype=str(self.model.model.dtype),
-            chat=self.model.text.chat,
-            unedited=self._unedited(tuple(before)),
-            before=before,
-            batches=tuple(folder.stems),
-            state=self._state.record(),
-            state_files=folder.state_files,
-            weights_file=weights_file,
-            whole_file=whole_file,
-            digests=folder.digests,
-        )
+        """Write what the folder lacks."""
+        content = Content(self._id, self.model, self.setup, tuple(self._batches), self._whole, self._state, self._unedited)
+        return write_session(path, known, content)
 
     def _unedited(self, edited: tuple[str, ...]) -> str:
         if edited not in self._hashes:

@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from bluedit.datasets.cases import Case
-from bluedit.editing import run_plan
-from bluedit.editors.base import Editor, ValueStore
-from bluedit.editors.plan import EditOptions, Plan, Setup, prepare
+from bluedit.editing import EditOptions, prepare, run_plan
+from bluedit.editors.base import Editor, Plan, Setup, ValueStore
 from bluedit.editors.settings import Settings
 from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
 from bluedit.evaluation.scoring import Scores, compare, tally

@@ -15,13 +15,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bluedit.editors.base import Edited, ValueStore
+from bluedit.editors.base import Edited, Plan, Setup, ValueStore
 from bluedit.editors.closed_form.keys import fact_keys, fact_states
-from bluedit.editors.closed_form.method import Method
 from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.editors.closed_form.optimizer import Values, optimise_values
+from bluedit.editors.closed_form.recipe import ClosedForm
 from bluedit.editors.closed_form.state import InverseMetrics
-from bluedit.editors.plan import Plan, Setup
 from bluedit.editors.records import checked, manifest_of, resized, warn_unmet, weight_record
 from bluedit.edits.changes import Change, LowRank
 from bluedit.edits.manifest import OptimisationRecord, WeightRecord
@@ -48,7 +47,7 @@ def edit_batch(
     time it took. A constraint at the end of the sequence is not applied here.
     """
     started = time.monotonic()
-    method, steps = cast("Method", plan.method), plan.steps
+    method, steps = cast("ClosedForm", plan.method), plan.steps
     metrics.prepare(model, (step.layer for step in steps), progress)
     work = _Work(model, plan, method, metrics, progress, store)
     changes: dict[int, Change] = {}
@@ -75,7 +74,7 @@ def constrain_sequence(patch: Patch, setup: Setup, weights: Mapping[str, Tensor]
 
     `weights` are those from before the sequence by name, d_model x d_ff.
     """
-    constraint = cast("Method", setup.method).constraint
+    constraint = cast("ClosedForm", setup.method).constraint
     if not patch.changes or not constraint:
         return patch
     changes: dict[str, Change] = {}
@@ -95,7 +94,7 @@ class _Work:
 
     model: EditableModel
     plan: Plan
-    method: Method
+    method: ClosedForm
     metrics: InverseMetrics
     progress: Progress
     store: ValueStore | None = None

@@ -12,10 +12,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from bluedit.editors.base import State
+from bluedit.editors.base import Setup, State
 from bluedit.editors.closed_form.inverse_metric import InverseMetric
-from bluedit.editors.closed_form.method import Method, SolverSettings
-from bluedit.editors.plan import Setup
+from bluedit.editors.closed_form.recipe import ClosedForm, SolverSettings
 from bluedit.edits.patch import Patch
 from bluedit.models import EditableModel
 from bluedit.progress import Progress, silent, stage
@@ -41,9 +40,9 @@ class InverseMetrics(State):
     initial: dict[int, InverseMetric] = field(default_factory=dict[int, InverseMetric])
 
     @property
-    def method(self) -> Method:
+    def method(self) -> ClosedForm:
         """The method that the metrics are for."""
-        return cast("Method", self.setup.method)
+        return cast("ClosedForm", self.setup.method)
 
     def prepare(self, model: EditableModel, layers: Iterable[int], progress: Progress = silent) -> None:
         """Make what is missing for `layers`, from second moments taken in one pass where they are not stored."""

@@ -7,37 +7,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from bluedit.editors.base import Edited, Editor, Needs, Part, State, ValueStore
-from bluedit.editors.settings import Search, Settings, setting
+from bluedit.editors.fine_tuning.settings import FineTuningSettings
+from bluedit.editors.settings import Settings
 from bluedit.errors import SettingsError
 from bluedit.strategies import SINGLE, Strategy
 
 if TYPE_CHECKING:
-    from bluedit.editors.plan import Plan
+    from bluedit.editors.base import Plan
     from bluedit.models import EditableModel
     from bluedit.progress import Progress
 
 __all__ = ["FT_L", "FT_M", "FineTuning", "FineTuningSettings"]
-
-
-class FineTuningSettings(Settings):
-    """Settings of fine-tuning within a box (Zhu et al. 2020)."""
-
-    ft_lr: float = setting(
-        5e-4,
-        "Adam's step size.",
-        unit="of a weight's entry",
-        gt=0,
-        search=Search(factor=4, lowest=1e-6, highest=1e-1, usual=1),
-    )
-    ft_num_steps: int = setting(25, "How many steps Adam takes at most.", unit="steps", ge=1)
-    ft_early_stop_loss: float = setting(1e-2, "Training stops once the mean loss of the facts is below.", unit="nats", ge=0)
-    norm_constraint: float = setting(
-        5e-4,
-        "No entry of the weight moves further than this.",
-        unit="of a weight's entry",
-        gt=0,
-        search=Search(factor=4, lowest=1e-6, highest=1, usual=2),
-    )
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from bluedit.editors.base import Edited
-from bluedit.editors.fine_tuning.methods import FineTuning, FineTuningSettings
+from bluedit.editors.base import Edited, Plan
+from bluedit.editors.fine_tuning.settings import FineTuningSettings
 from bluedit.editors.losses import mean_by_row
-from bluedit.editors.plan import Plan
 from bluedit.editors.records import checked, manifest_of, weight_record
 from bluedit.edits.changes import Dense
 from bluedit.edits.manifest import OptimisationRecord, WeightRecord
@@ -41,6 +40,13 @@ __all__ = ["Tuned", "edit_batch", "fine_tune"]
 _TOKEN_BUDGET = 8192
 
 
+class Forcing(Protocol):
+    """How target tokens are asked for, see :class:`~bluedit.editors.fine_tuning.methods.FineTuning`."""
+
+    @property
+    def teacher_forcing(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Tuned:
     """A trained weight's change (D x F, float32), steps taken, evaluations of the loss, and each fact's last loss."""
@@ -52,7 +58,7 @@ class Tuned:
 
 
 @torch.inference_mode(mode=False)
-def edit_batch(model: EditableModel, plan: Plan, tuning: FineTuning, progress: Progress) -> Edited:
+def edit_batch(model: EditableModel, plan: Plan, tuning: Forcing, progress: Progress) -> Edited:
     """Train on one batch of facts: its patch. The model is left as it was."""
     started = time.monotonic()
     settings = cast("FineTuningSettings", plan.settings)
@@ -78,7 +84,7 @@ def fine_tune(
     model: EditableModel,
     facts: Sequence[Fact],
     layer: int,
-    tuning: FineTuning,
+    tuning: Forcing,
     settings: FineTuningSettings,
     *,
     token_budget: int = _TOKEN_BUDGET,
