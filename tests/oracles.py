@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.facts import Fact
-from bluedit.methods import Settings
 from bluedit.models import EditableModel
 from bluedit.statistics import SecondMoment
 
@@ -132,7 +132,7 @@ def optimise(
     fact: Fact,
     layer: int,
     templates: Sequence[str],
-    settings: Settings,
+    settings: Any,
     sites: Sequence[str] = ("layer",),
     pmet: bool = False,
 ) -> tuple[Tensor, int, float]:
@@ -198,7 +198,7 @@ def optimise(
     return (initial[0] + deltas[0]).detach(), evaluation, loss.item()
 
 
-def fine_tune(model: EditableModel, facts: Sequence[Fact], layer: int, settings: Settings, *, teacher_forcing: bool) -> Tensor:
+def fine_tune(model: EditableModel, facts: Sequence[Fact], layer: int, settings: Any, *, teacher_forcing: bool) -> Tensor:
     """FT-L and FT-M: the change of W (d_model x d_ff), with torch's own Adam on the weight; one fact a forward pass."""
     weight = _block(model, layer).get_submodule(model.structure.map.projection).weight
     start = weight.detach().clone()
@@ -237,7 +237,7 @@ class TextbookSession:
     method: str
     moments: dict[int, Tensor]
     templates: Sequence[str]
-    settings: Settings
+    settings: Any
     past: dict[int, Tensor] = field(default_factory=dict)
     totals: dict[int, Tensor] = field(default_factory=dict)
 
@@ -307,7 +307,7 @@ def edit(
     steps: Sequence[tuple[int, int, float]],
     moments: dict[int, Tensor],
     templates: Sequence[str],
-    settings: Settings,
+    settings: Any,
     method: str = "memit",
 ) -> dict[int, Tensor]:
     """Dense changes by layer of one batch, which is the whole sequence. The model is edited on the way; the caller puts it

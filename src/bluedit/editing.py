@@ -132,7 +132,8 @@ def prepare(
     if layers == "auto":
         from bluedit.editors.layer_cache import recall
 
-        layers = chosen.strategy.fixed_layers or recall(model).layers_for(chosen.strategy)
+        fixed = chosen.strategy.fixed_layers
+        layers = recall(model).layers_for(chosen.strategy) if fixed is None else fixed
     choice = choose_layers(chosen, model.structure, preset, layers)
     if choice is None:
         raise unknown_layers(chosen, model.structure)

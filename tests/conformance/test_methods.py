@@ -1,28 +1,33 @@
-"""The battery that every method passes with every strategy, on tiny models of several architectures."""
+"""The battery that every editor passes with every strategy, on tiny models of several architectures.
+
+Editors are the published methods and :data:`fake_editor.SHIFT`, which changes no weight. The textbook forms are of the
+published methods only."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import fake_editor
 import oracles
 import pytest
 import torch
+from fake_editor import SHIFT
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import bluedit
-from bluedit.edits import Patch
+from bluedit.edits import Edit, Patch, load_edit
 from bluedit.errors import FactError, NumericsError, SessionError, SettingsError
 from bluedit.facts import Fact
-from bluedit.methods import METHODS, Method
+from bluedit.methods import METHODS, Editor, FineTuning, Method
 from bluedit.models import EditableModel
 from bluedit.sessions import Session
 from bluedit.statistics import SecondMoment, Statistics
-from bluedit.strategies import SINGLE, STRATEGIES, Strategy, single
+from bluedit.strategies import NO_LAYERS, SINGLE, STRATEGIES, Strategy, single
 
 LAYERS = (0, 1, 2)
 TEMPLATES = ("{}", "The old mill. {}", "I saw a dog. {}")
@@ -36,6 +41,8 @@ SETTINGS: dict[str, Any] = {
     "ft_lr": 0.02,
     "ft_num_steps": 4,
     "norm_constraint": 0.05,
+    "shift_size": 2.0,
+    "shift_layer": 2,
 }
 # PRUNE acts on changes that are large beside the weight.
 SETTINGS_BY_METHOD: dict[str, dict[str, Any]] = {"prune": {"lambda": 1e-4, "v_lr": 10.0, "clamp_norm_factor": 100.0}}
@@ -45,18 +52,27 @@ ARCHITECTURES = ("gpt2", "gptj", "llama")
 pytestmark = pytest.mark.filterwarnings("ignore:the change of layer")
 
 
-def strategies_of(method: Method) -> list[Strategy]:
-    """Every strategy that means something to the method; those that edit one layer with a layer to edit."""
-    if method.fine_tuning:
+def strategies_of(method: Editor) -> list[Strategy]:
+    """Every strategy that means something to the editor; those that edit one layer with a layer to edit."""
+    if method.strategy == NO_LAYERS:
+        return [NO_LAYERS]
+    if isinstance(method, FineTuning):
         return [SINGLE, single(1)]
     return [*STRATEGIES.values(), *([SINGLE] if method.strategy == SINGLE else [])]
 
 
-COMBINATIONS = [(method, strategy) for method in METHODS.values() for strategy in strategies_of(method)]
-each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-each_combination = pytest.mark.parametrize(
-    ("method", "strategy"), COMBINATIONS, ids=[f"{method.name}-{strategy.name}" for method, strategy in COMBINATIONS]
-)
+def combinations(editors: Iterable[Editor]) -> pytest.MarkDecorator:
+    found = [(method, strategy) for method in editors for strategy in strategies_of(method)]
+    return pytest.mark.parametrize(
+        ("method", "strategy"), found, ids=[f"{method.name}-{strategy.name}" for method, strategy in found]
+    )
+
+
+EDITORS: dict[str, Editor] = {**METHODS, SHIFT.name: SHIFT}
+each_method = pytest.mark.parametrize("method", EDITORS.values(), ids=EDITORS)
+each_combination = combinations(EDITORS.values())
+each_published = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+each_published_combination = combinations(METHODS.values())
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -108,11 +124,11 @@ def statistics(model: EditableModel) -> Statistics:
     return Statistics(known=known)
 
 
-def settings_of(method: Method) -> dict[str, Any]:
+def settings_of(method: Editor) -> dict[str, Any]:
     return {name: value for name, value in SETTINGS.items() if name in method.uses} | SETTINGS_BY_METHOD.get(method.name, {})
 
 
-def options(model: EditableModel, method: Method, strategy: Strategy, **changes: Any) -> dict[str, Any]:
+def options(model: EditableModel, method: Editor, strategy: Strategy, **changes: Any) -> dict[str, Any]:
     """What an edit or a session takes: few steps, settings that make every ingredient act."""
     return {
         "method": method.with_strategy(strategy),
@@ -123,12 +139,12 @@ def options(model: EditableModel, method: Method, strategy: Strategy, **changes:
     } | changes
 
 
-def batch(method: Method, facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
+def batch(method: Editor, facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
     """As many of the facts as the method takes at once."""
     return facts[: method.largest_batch]
 
 
-def edit(model: EditableModel, facts: tuple[Fact, ...], method: Method, strategy: Strategy, **changes: Any) -> Patch:
+def edit(model: EditableModel, facts: tuple[Fact, ...], method: Editor, strategy: Strategy, **changes: Any) -> Any:
     return bluedit.edit(model, batch(method, facts), **options(model, method, strategy, **changes))
 
 
@@ -140,13 +156,22 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def same_changes(one: Patch, other: Patch) -> bool:
-    return one.changes.keys() == other.changes.keys() and all(
-        same_bits(change.tensors(), other.changes[name].tensors()) for name, change in one.changes.items()
-    )
+def same_edits(one: Edit, other: Edit) -> bool:
+    return type(one) is type(other) and same_bits(one.tensors(), other.tensors())
 
 
-def textbook(model: EditableModel, method: Method, strategy: Strategy) -> oracles.TextbookSession:
+def dense(edit: Edit) -> dict[str, torch.Tensor]:
+    """What an edit adds, whole: changes of weights, or what is stored of other kinds."""
+    return {name: change.dense() for name, change in edit.changes.items()} or edit.tensors()
+
+
+def logits(model: EditableModel, facts: tuple[Fact, ...]) -> torch.Tensor:
+    """Of the network alone, on one fact's prompt: whatever an edit installs has its part in them."""
+    with torch.no_grad():
+        return model.model(torch.tensor([model.text.row(facts[0]).ids])).logits
+
+
+def textbook(model: EditableModel, method: Editor, strategy: Strategy) -> oracles.TextbookSession:
     settings = method.override(options(model, method, strategy)["settings"])
     known = {layer: moment.matrix_FF for layer, moment in statistics(model).known.items()}
     return oracles.TextbookSession(model, method.name, known, TEMPLATES, settings)
@@ -160,12 +185,12 @@ def assert_equal(patch: Patch, expected: dict[int, torch.Tensor], tolerance: flo
         assert record.norm == pytest.approx(dense.norm().item(), rel=1e-5)
 
 
-@each_combination
+@each_published_combination
 def test_low_rank_equals_the_dense_textbook_edit(
     model: EditableModel,
     exact: Callable[[EditableModel], EditableModel],
     world_facts: tuple[Fact, ...],
-    method: Method,
+    method: Editor,
     strategy: Strategy,
 ) -> None:
     """The whole loop in float64, against one fact at a time with full forward passes and dense solves: relative 1e-6."""
@@ -180,9 +205,9 @@ def test_low_rank_equals_the_dense_textbook_edit(
     assert_equal(patch, changes)
 
 
-@each_method
+@each_published
 def test_a_sequence_equals_the_dense_textbook_sequence(
-    model: EditableModel, exact: Callable[[EditableModel], EditableModel], world_facts: tuple[Fact, ...], method: Method
+    model: EditableModel, exact: Callable[[EditableModel], EditableModel], world_facts: tuple[Fact, ...], method: Editor
 ) -> None:
     """Batches in a session, with past keys where the method keeps them, against the textbook forms with Kp written out."""
     model = exact(model)
@@ -191,9 +216,9 @@ def test_a_sequence_equals_the_dense_textbook_sequence(
         [world_facts[:1], world_facts[1:2]] if method.largest_batch else [world_facts[:3], world_facts[3:4], world_facts[4:]]
     )
     session, book = Session(model, **options(model, method, strategy)), textbook(model, method, strategy)
-    steps = strategy.steps(session.plan.layers)
+    steps = strategy.steps(session.setup.layers)
     patches = [session.apply(facts) for facts in batches]
-    if method.constraint and method.constraint.when == "sequence":
+    if method.ends_sequence:
         total = session.finish()
     session.undo(len(session))
     with model.restoring(LAYERS):
@@ -211,34 +236,41 @@ def test_a_sequence_equals_the_dense_textbook_sequence(
 
 @each_combination
 def test_edit_leaves_the_model_and_revert_restores_it(
-    model: EditableModel, world_facts: tuple[Fact, ...], method: Method, strategy: Strategy
+    model: EditableModel, world_facts: tuple[Fact, ...], method: Editor, strategy: Strategy
 ) -> None:
-    before = weights(model)
+    before, said = weights(model), logits(model, world_facts)
     patch = edit(model, world_facts, method, strategy)
     assert same_bits(weights(model), before)
+    assert torch.equal(logits(model, world_facts), said)
     patch.apply(model)
     changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
-    assert changed == set(patch.changes)
+    assert changed == set(patch.weights)
+    assert not torch.equal(logits(model, world_facts), said)
     patch.revert(model)
     assert same_bits(weights(model), before)
+    assert torch.equal(logits(model, world_facts), said)
 
 
 @each_combination
 def test_equal_seeds_give_equal_patches(
-    tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], method: Method, strategy: Strategy
+    tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], method: Editor, strategy: Strategy
 ) -> None:
     one, other = (edit(tiny_gpt2, world_facts, method, strategy, templates=None, seed=7) for _ in range(2))
     assert one.manifest.templates == other.manifest.templates
-    assert same_changes(one, other)
+    assert same_edits(one, other)
 
 
 @each_combination
-def test_an_edit_of_nothing_is_the_identity(tiny_gpt2: EditableModel, method: Method, strategy: Strategy) -> None:
-    before = weights(tiny_gpt2)
+def test_an_edit_of_nothing_is_the_identity(
+    tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], method: Editor, strategy: Strategy
+) -> None:
+    before, said = weights(tiny_gpt2), logits(tiny_gpt2, world_facts)
     patch = edit(tiny_gpt2, (), method, strategy)
     with patch.applied(tiny_gpt2):
         assert same_bits(weights(tiny_gpt2), before)
+        assert torch.equal(logits(tiny_gpt2, world_facts), said)
     assert not patch.changes
+    assert not patch.tensors()
 
 
 @each_combination
@@ -246,29 +278,30 @@ def test_order_inside_a_batch_does_not_matter(
     tiny_gpt2: EditableModel,
     exact: Callable[[EditableModel], EditableModel],
     world_facts: tuple[Fact, ...],
-    method: Method,
+    method: Editor,
     strategy: Strategy,
 ) -> None:
     model = exact(tiny_gpt2)
-    one = edit(model, world_facts, method, strategy)
-    other = edit(model, batch(method, world_facts)[::-1], method, strategy)
-    for name, change in one.changes.items():
-        dense = change.dense()
-        assert (dense - other.changes[name].dense()).norm() <= 1e-6 * dense.norm()
+    one = dense(edit(model, world_facts, method, strategy))
+    other = dense(edit(model, batch(method, world_facts)[::-1], method, strategy))
+    assert one.keys() == other.keys()
+    for name, change in one.items():
+        assert (change - other[name]).norm() <= 1e-6 * change.norm()
 
 
 @each_combination
 def test_an_exception_in_the_middle_leaves_the_model_as_it_was(
     tiny_gpt2: EditableModel,
     world_facts: tuple[Fact, ...],
-    method: Method,
+    method: Editor,
     strategy: Strategy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The last step of the strategy fails, after the earlier ones have written their layers; a session survives it."""
+    """The last step of the strategy fails, after the earlier ones have written their layers, or what an edit without steps
+    does last, with its hook in the model; a session survives it."""
     session = Session(tiny_gpt2, **options(tiny_gpt2, method, strategy))
-    before = weights(tiny_gpt2)
-    steps = strategy.steps(session.plan.layers)
+    before, said = weights(tiny_gpt2), logits(tiny_gpt2, world_facts)
+    steps = strategy.steps(session.setup.layers)
     original = EditableModel.matrix
     seen: list[bool] = []
 
@@ -278,39 +311,49 @@ def test_an_exception_in_the_middle_leaves_the_model_as_it_was(
             raise RuntimeError("in the middle")
         return original(self, layer)
 
+    def fail_reading(*_: Any) -> tuple[float, ...]:
+        seen.append(torch.equal(logits(tiny_gpt2, world_facts), said))
+        raise RuntimeError("in the middle")
+
     with monkeypatch.context() as failing:
-        failing.setattr(EditableModel, "matrix", fail)
+        if steps:
+            failing.setattr(EditableModel, "matrix", fail)
+        else:
+            failing.setattr(fake_editor, "losses", fail_reading)
         with pytest.raises(RuntimeError, match="in the middle"):
             session.apply(batch(method, world_facts))
     assert seen == [len(steps) == 1]
     assert same_bits(weights(tiny_gpt2), before)
+    assert torch.equal(logits(tiny_gpt2, world_facts), said)
     after_failure = session.apply(batch(method, world_facts))
     session.undo()
     fresh = Session(tiny_gpt2, **options(tiny_gpt2, method, strategy))
-    assert same_changes(after_failure, fresh.apply(batch(method, world_facts)))
+    assert same_edits(after_failure, fresh.apply(batch(method, world_facts)))
     fresh.undo()
 
 
 @each_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_are_edited_in_float32(
-    tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], method: Method, dtype: torch.dtype
+    tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], method: Editor, dtype: torch.dtype
 ) -> None:
     half = EditableModel(copy.deepcopy(tiny_gpt2.model).to(dtype), tiny_gpt2.tokenizer)
-    before = weights(half)
+    before, said = weights(half), logits(half, world_facts)
     session = Session(half, **options(half, method, method.strategy))
     patch = session.apply(batch(method, world_facts))
-    floating = [part for change in patch.changes.values() for part in change.tensors().values() if part.is_floating_point()]
+    floating = [part for part in patch.tensors().values() if part.is_floating_point()]
     assert {part.dtype for part in floating} == {torch.float32}
     assert half.weight(1).dtype == dtype
-    assert not same_bits(weights(half), before)
+    assert same_bits(weights(half), before) == (not patch.weights)
+    assert not torch.equal(logits(half, world_facts), said)
     session.undo()
     assert same_bits(weights(half), before)
+    assert torch.equal(logits(half, world_facts), said)
 
 
 @each_method
 def test_two_sessions_in_one_process_do_not_see_each_other(
-    tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], method: Method
+    tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], method: Editor
 ) -> None:
     """Interleaved with another session on another model, a session makes the same patches bit for bit."""
     first, second = batch(method, world_facts[:3]), batch(method, world_facts[3:])
@@ -326,22 +369,22 @@ def test_two_sessions_in_one_process_do_not_see_each_other(
         other.apply(others)
         patches.append(mixed.apply(facts))
     mixed.undo(2)
-    assert all(same_changes(one, two) for one, two in zip(expected, patches, strict=True))
+    assert all(same_edits(one, two) for one, two in zip(expected, patches, strict=True))
 
 
 @each_method
 def test_every_patch_survives_its_file(
-    tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], method: Method, tmp_path: Any
+    tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], method: Editor, tmp_path: Any
 ) -> None:
     patch = edit(tiny_gpt2, world_facts, method, method.strategy)
-    loaded = Patch.load(patch.save(tmp_path / "patch.safetensors"))
+    loaded = load_edit(patch.save(tmp_path / "patch.safetensors"))
     assert loaded.manifest == patch.manifest
-    assert same_changes(loaded, patch)
+    assert same_edits(loaded, patch)
 
 
 @each_method
 def test_the_manifest_holds_the_settings_that_count_and_no_others(
-    tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], method: Method
+    tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], method: Editor
 ) -> None:
     manifest = edit(tiny_gpt2, world_facts, method, method.strategy).manifest
     assert set(manifest.settings) == set(method.uses)
@@ -369,10 +412,10 @@ def test_a_plain_transformers_model_is_edited_with_its_tokenizer(
 ) -> None:
     memit = METHODS["memit"]
     given = options(tiny_gpt2, memit, memit.strategy) | {"method": None}
-    plain = bluedit.edit(tiny_gpt2.model, tiny_gpt2.tokenizer, world_facts, **given)
+    plain = bluedit.edit(tiny_gpt2.model, world_facts, tokenizer=tiny_gpt2.tokenizer, **given)
     wrapped = bluedit.edit(tiny_gpt2, world_facts, **given)
     assert plain.manifest.strategy == "boundary"
-    assert same_changes(plain, wrapped)
+    assert same_edits(plain, wrapped)
 
 
 def test_a_method_of_ones_own_is_a_value(tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...]) -> None:
@@ -390,7 +433,7 @@ def test_a_method_of_ones_own_is_a_value(tiny_gpt2: EditableModel, world_facts: 
         patch = session.apply(facts)
         assert {change.kind for change in patch.changes.values()} == {"masked"}
     # A constraint moves the weights after the keys were measured: past keys are those of the restrained model.
-    kept = session._batches[-1].keys[2]
+    kept = session._batches[-1].memory["2"]
     torch.testing.assert_close(kept, bluedit.editors.closed_form.keys.fact_keys(tiny_gpt2, world_facts[3:], 2, TEMPLATES))
     session.undo(2)
 

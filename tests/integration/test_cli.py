@@ -618,7 +618,7 @@ def _half_then(error: BaseException) -> Callable[..., Any]:
     ("place", "replacement"),
     [
         ("bluedit.editing.fact_keys", _raise(KeyboardInterrupt())),
-        ("bluedit.edits.patch.save_file", _half_then(KeyboardInterrupt())),
+        ("bluedit.edits.base.save_file", _half_then(KeyboardInterrupt())),
         ("bluedit.statistics.store.Statistics.moments", _raise(KeyboardInterrupt())),
     ],
     ids=["while computing", "while writing", "while reading statistics"],
@@ -658,7 +658,7 @@ def test_edit_onto_a_full_disk(
     edit: Run, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr("bluedit.edits.patch.save_file", _half_then(FULL[kind]))
+    monkeypatch.setattr("bluedit.edits.base.save_file", _half_then(FULL[kind]))
     outcome = edit("--facts", facts, "--out", tmp_path / name, "--json")
     assert (outcome.code, outcome.stdout) == (1, "")
     assert "No space left on device" in outcome.stderr

@@ -240,7 +240,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_log(
     edit: Run, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
 ) -> None:
     monkeypatch.setenv("BLUEDIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("bluedit.editing.fact_keys", _raise(error))
+    monkeypatch.setattr("bluedit.editors.closed_form.loop.fact_keys", _raise(error))
     outcome = edit("--facts", facts, "--out", tmp_path / "patch")
     assert (outcome.code, outcome.stdout) == (1, "")
     _assert_plain_but_internal(outcome)
@@ -268,7 +268,7 @@ def test_without_a_place_for_the_log_the_line_alone_has_to_do(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("bluedit.storage.files.cache_folder", lambda: tmp_path / "file")
-    monkeypatch.setattr("bluedit.editing.fact_keys", _raise(ZeroDivisionError("division by zero")))
+    monkeypatch.setattr("bluedit.editors.closed_form.loop.fact_keys", _raise(ZeroDivisionError("division by zero")))
     outcome = edit("--facts", facts, "--out", tmp_path / "patch")
     assert outcome.code == 1
     (line,) = outcome.stderr.splitlines()
@@ -281,7 +281,7 @@ def test_a_real_recursion_ends_in_one_line(edit: Run, facts: Path, tmp_path: Pat
         return deeper(*arguments, **options)
 
     monkeypatch.setenv("BLUEDIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("bluedit.editing.fact_keys", deeper)
+    monkeypatch.setattr("bluedit.editors.closed_form.loop.fact_keys", deeper)
     outcome = edit("--facts", facts, "--out", tmp_path / "patch")
     assert outcome.code == 1
     assert len(outcome.stderr.splitlines()) == 1
@@ -294,7 +294,7 @@ def test_sigterm_cleans_up_as_ctrl_c_does(edit: Run, facts: Path, tmp_path: Path
         os.kill(os.getpid(), signal.SIGTERM)
 
     before, handler = sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("bluedit.edits.patch.save_file", half)
+    monkeypatch.setattr("bluedit.edits.base.save_file", half)
     outcome = edit("--facts", facts, "--out", tmp_path / "patch", "--json")
     assert (outcome.code, outcome.stdout) == (143, "")
     assert outcome.stderr.endswith("error: stopped by SIGTERM; nothing was left half written\n")
@@ -314,7 +314,7 @@ def test_a_second_sigterm_does_not_disturb_the_cleaning_up(
             os.kill(os.getpid(), signal.SIGTERM)
             cleaned.append("all of it")
 
-    monkeypatch.setattr("bluedit.editing.fact_keys", stop)
+    monkeypatch.setattr("bluedit.editors.closed_form.loop.fact_keys", stop)
     assert edit("--facts", facts, "--out", tmp_path / "patch").code == 143
     assert cleaned == ["all of it"]
 

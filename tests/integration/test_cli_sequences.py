@@ -9,10 +9,10 @@ import pytest
 import torch
 from command_line import Run
 
+from bluedit.editors.closed_form import loop
 from bluedit.editors.presets import PRESETS
 from bluedit.edits import Patch
 from bluedit.methods import METHODS
-from bluedit.sessions import session as session_module
 from bluedit.storage.documents import read_document
 
 pytestmark = pytest.mark.filterwarnings("ignore:the change of layer")
@@ -77,7 +77,7 @@ def test_a_stopped_sequence_goes_on_from_its_folder(
     )
     options = (*options, "--set", "L2=2")
     whole = edited(plain, facts, tmp_path / "whole", *options)
-    original, calls = session_module.run_batch, iter(range(10))
+    original, calls = loop.edit_batch, iter(range(10))
 
     def stop(*arguments: Any) -> Any:
         if next(calls) == 2:
@@ -86,7 +86,7 @@ def test_a_stopped_sequence_goes_on_from_its_folder(
 
     folder = ("--session", tmp_path / "session")
     with monkeypatch.context() as stopping:
-        stopping.setattr(session_module, "run_batch", stop)
+        stopping.setattr(loop, "edit_batch", stop)
         stopped = plain("--facts", facts, "--out", tmp_path / "p", *options, *folder)
     assert stopped.code == 130
     assert not (tmp_path / "p").exists()

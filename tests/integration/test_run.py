@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bluedit.editors.closed_form import loop
 from bluedit.edits import Patch
 from bluedit.errors import RecipeError
 from bluedit.experiments import Experiment, read_recipe, runner
@@ -104,8 +105,8 @@ def test_an_experiment_writes_its_table_and_leaves_the_model(
 
 
 STOPS = {
-    "editing a batch": (session_module, "run_batch", (3, 8)),
-    "saving a session": (session_module.Session, "_save_into", (1, 5)),
+    "editing a batch": (loop, "edit_batch", (3, 8)),
+    "saving a session": (session_module, "write_session", (1, 5)),
     "writing a file": (storage_tensors, "atomic_file", (2, 8)),
     "scoring": (runner, "score_cases", (3,)),
     "writing a result": (runner, "_write", (1, 4)),

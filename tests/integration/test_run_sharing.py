@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from bluedit import editing
 from bluedit.editing import Plan, plan_edit
+from bluedit.editors.closed_form import loop
 from bluedit.editors.closed_form.optimizer import Values
 from bluedit.edits import Patch
 from bluedit.errors import RecipeError
@@ -47,13 +47,13 @@ def recipe(tmp_path: Path, corpus: Path, more: str = "", runs: tuple[str, ...] =
 def optimised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The layers that values are optimised at, one entry a time."""
     layers: list[int] = []
-    original = editing.optimise_values
+    original = loop.optimise_values
 
     def counting(*arguments: Any, **options: Any) -> Values:
         layers.append(arguments[2])
         return original(*arguments, **options)
 
-    monkeypatch.setattr(editing, "optimise_values", counting)
+    monkeypatch.setattr(loop, "optimise_values", counting)
     return layers
 
 
@@ -88,7 +88,7 @@ def test_values_are_found_after_a_stop_and_damage_is_no_harm(
 ) -> None:
     chosen = read_recipe(recipe(tmp_path, corpus_file, runs=("memit+boundary",)))
     folder = tmp_path / "out"
-    original = editing.fact_keys
+    original = loop.fact_keys
     calls = iter(range(100))
 
     def stop(*arguments: Any, **options: Any) -> torch.Tensor:
@@ -97,7 +97,7 @@ def test_values_are_found_after_a_stop_and_damage_is_no_harm(
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(editing, "fact_keys", stop)
+        patch.setattr(loop, "fact_keys", stop)
         with pytest.raises(KeyboardInterrupt):
             Experiment(chosen, tiny_gpt2, folder).run()
     assert optimised == [0, 1]

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from bluedit.cli import console
 from bluedit.cli.console import Bars
-from bluedit.editing import plan_edit
+from bluedit.editing import prepare
 from bluedit.editors.cautions import LargeChangeWarning, RoundingWarning, told_together
 from bluedit.editors.layers import layers_text
 from bluedit.errors import BlueditWarning
@@ -109,10 +109,10 @@ def test_editing_in_sequence_is_true_at_every_moment(
     watched = Watched()
     settings = {"ft_num_steps": 3} if method == "ft-m" else {"v_num_grad_steps": 2, "shrinkage": 0.1}
     statistics = Statistics(read_corpus(f"text:{corpus_file}"), folder=tmp_path)
-    plan = plan_edit(
-        own_gpt2, (), method=METHODS[method], layers=layers, settings=settings, corpus=statistics, templates=["{}"]
+    setup = prepare(
+        own_gpt2, method=METHODS[method], layers=layers, settings=settings, corpus=statistics, templates=["{}"]
     )
-    edit_in_sequence(own_gpt2, plan, world_facts[:5], 2, None, watched)
+    edit_in_sequence(own_gpt2, setup, world_facts[:5], 2, None, watched)
     done = [next(one for one in tasks if one[0] == "facts") for tasks in watched.seen]
     assert [count for _, count, _ in done] == sorted(count for _, count, _ in done)
     assert {count for _, count, _ in done} == {0, 2, 4, 5}
@@ -125,8 +125,8 @@ def test_editing_in_sequence_is_true_at_every_moment(
 
 def test_one_batch_has_no_bar_of_a_sequence(own_gpt2: EditableModel, world_facts: tuple[Fact, ...]) -> None:
     watched = Watched()
-    plan = plan_edit(own_gpt2, (), method=METHODS["ft-m"], layers=(1,), settings={"ft_num_steps": 1}, templates=["{}"])
-    edit_in_sequence(own_gpt2, plan, world_facts[:2], 2, None, watched)
+    setup = prepare(own_gpt2, method=METHODS["ft-m"], layers=(1,), settings={"ft_num_steps": 1}, templates=["{}"])
+    edit_in_sequence(own_gpt2, setup, world_facts[:2], 2, None, watched)
     assert {task[0] for tasks in watched.seen for task in tasks} == {"training layer 1"}
 
 

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 import bluedit
+from bluedit.editors.fine_tuning.methods import FineTuningSettings
 from bluedit.editors.fine_tuning.training import Tuned, fine_tune
 from bluedit.edits import Dense
 from bluedit.errors import NumericsError, SettingsError
 from bluedit.facts import Fact
-from bluedit.methods import FT_L, FT_M, FineTuning, Settings
+from bluedit.methods import FT_L, FT_M, FineTuning
 from bluedit.models import EditableModel
 
-AT_ONCE, FORCED = FineTuning(teacher_forcing=False), FineTuning(teacher_forcing=True)
-SETTINGS = Settings(ft_num_steps=4, ft_lr=5e-3, norm_constraint=1e-2)
+AT_ONCE, FORCED = FT_L, FT_M
+SETTINGS = FineTuningSettings(ft_num_steps=4, ft_lr=5e-3, norm_constraint=1e-2)
 
 each_tuning = pytest.mark.parametrize("tuning", [AT_ONCE, FORCED], ids=["FT-L", "FT-M"])
 
@@ -50,7 +51,7 @@ def textbook_loss(model: EditableModel, fact: Fact, forced: bool) -> Tensor:
 
 
 def textbook(
-    model: EditableModel, facts: Sequence[Fact], layer: int, settings: Settings, forced: bool
+    model: EditableModel, facts: Sequence[Fact], layer: int, settings: FineTuningSettings, forced: bool
 ) -> tuple[Tensor, int, list[float]]:
     """The change as W is stored, the steps, and the losses of the last evaluation."""
     weight = model.weight(layer)
@@ -364,7 +365,7 @@ def test_methods_train_one_weight(own_gpt2: EditableModel, facts: list[Fact], me
     """No corpus and no templates are needed; the patch is the trained weight less the one before."""
     settings = {"ft_num_steps": 4, "ft_lr": 5e-3, "norm_constraint": 1e-2}
     patch = bluedit.edit(own_gpt2, facts, method=method, layers=[2], settings=settings, templates=["{}"])
-    tuned = fine_tune(own_gpt2, facts, 2, method.fine_tuning, Settings(**settings))
+    tuned = fine_tune(own_gpt2, facts, 2, method, FineTuningSettings(**settings))
     (name,) = patch.changes
     assert name == own_gpt2.structure.weight_name(2)
     assert torch.equal(patch.changes[name].dense(), tuned.change_DF)
@@ -376,7 +377,7 @@ def test_methods_train_one_weight(own_gpt2: EditableModel, facts: list[Fact], me
     assert weight.condition is None
     assert weight.null_space_rank is None
     with patch.applied(own_gpt2):
-        after = [textbook_loss(own_gpt2, fact, method.fine_tuning.teacher_forcing).item() for fact in facts]
+        after = [textbook_loss(own_gpt2, fact, method.teacher_forcing).item() for fact in facts]
     assert sum(after) < sum(tuned.losses)
 
 

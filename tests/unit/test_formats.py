@@ -244,22 +244,21 @@ def test_session_with_two_corpora_can_be_opened_and_its_last_batch_undone(
 @pytest.fixture
 def run_edit(folder: Path) -> Callable[..., Patch]:
     """What `bluedit edit --batch-size 3 --session` does, with another corpus."""
-    from bluedit.editing import plan_edit
+    from bluedit.editing import prepare
     from bluedit.facts import check_facts
     from bluedit.methods import MEMIT, blue
     from bluedit.sessions import edit_in_sequence
 
     def run(model: EditableModel, place: Path, corpus: str, samples: int | None = None) -> Patch:
-        plan = plan_edit(
+        setup = prepare(
             model,
-            (),
             method=blue(MEMIT),
             layers=[1, 2],
             settings={"v_num_grad_steps": 2, "shrinkage": 0.1, "lambda": 5},
             corpus=Statistics(read_corpus(corpus), samples),
             templates=["{}"],
         )
-        return edit_in_sequence(model, plan, check_facts(_facts(folder)), 3, place)
+        return edit_in_sequence(model, setup, check_facts(_facts(folder)), 3, place)
 
     return run
 

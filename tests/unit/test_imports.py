@@ -45,3 +45,13 @@ def test_a_package_offers_what_its_stub_lists(stub: Path) -> None:
     )
     assert sorted(listed) == package.__all__
     assert all(getattr(package, name) is not None for name in listed)
+
+
+@pytest.mark.parametrize("stub", STUBS, ids=lambda path: str(path.parent.relative_to(SOURCE.parent)))
+def test_no_name_that_a_package_offers_is_also_one_of_its_modules(stub: Path) -> None:
+    """Importing the module would put it in the name's place."""
+    names = {
+        alias.name for node in ast.walk(ast.parse(stub.read_text())) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    modules = {path.stem for path in stub.parent.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not names & modules

@@ -1,4 +1,4 @@
-"""Objectives inside a layer (PMET's two sites, ROME's MLP) against one fact at a time with whole forward passes."""
+"""Objectives inside a layer (PMET's two components, ROME's MLP) against one fact at a time with whole forward passes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from torch import Tensor, nn
 
 import bluedit
 from bluedit.editors.closed_form.keys import fact_states
+from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.editors.closed_form.optimizer import Values, optimise_values
 from bluedit.edits import LowRank
 from bluedit.errors import NumericsError, SettingsError
 from bluedit.facts import Fact
-from bluedit.methods import HIDDEN_STATE, MLP_AND_ATTENTION, MLP_OUTPUT, PMET, ROME, Objective, Settings
+from bluedit.methods import HIDDEN_STATE, MLP_AND_ATTENTION, MLP_OUTPUT, PMET, ROME, Objective
 from bluedit.models import EditableModel
 from bluedit.models.forward.prefix import Injection
 
 TEMPLATES = ("{}", "The old mill. {}", "I saw a dog by the quarry. {}")
-SETTINGS = Settings(v_lr=0.3, v_num_grad_steps=6, kl_factor=0.5, v_weight_decay=0.7)
+SETTINGS = ValueSettings(v_lr=0.3, v_num_grad_steps=6, kl_factor=0.5, v_weight_decay=0.7)
 
 OBJECTIVES = {
-    "two sites": MLP_AND_ATTENTION,
+    "two components": MLP_AND_ATTENTION,
     "mlp": MLP_OUTPUT,
     "attention": Objective(components=("attention",)),
     "attention first": Objective(components=("attention", "mlp")),
@@ -49,10 +50,10 @@ class Result:
     met: list[bool]
 
 
-def module_of(model: EditableModel, layer: int, site: str) -> nn.Module:
+def module_of(model: EditableModel, layer: int, component: str) -> nn.Module:
     block = model.model.get_submodule(model.structure.map.layers)[layer]  # type: ignore[index]
     paths = {"mlp": model.structure.map.projection, "attention": model.structure.map.attention_projection}
-    return block.get_submodule(paths[site])
+    return block.get_submodule(paths[component])
 
 
 @contextlib.contextmanager
@@ -76,21 +77,21 @@ def last_of_subject(model: EditableModel, before: str, subject: str) -> int:
     return len(model.tokenizer(before + subject)["input_ids"]) - 1
 
 
-def standing(model: EditableModel, fact: Fact, layer: int, site: str) -> Tensor:
-    """What stands at a site at the subject's last token of the bare prompt."""
+def standing(model: EditableModel, fact: Fact, layer: int, component: str) -> Tensor:
+    """What stands at a component at the subject's last token of the bare prompt."""
     seen: list[Tensor] = []
     text = fact.prompt.replace("{}", fact.subject)
-    with torch.no_grad(), listening(module_of(model, layer, site), lambda hidden: seen.append(hidden[0].clone())):
+    with torch.no_grad(), listening(module_of(model, layer, component), lambda hidden: seen.append(hidden[0].clone())):
         model.model(torch.tensor([model.tokenizer(text)["input_ids"]]), use_cache=False)
     return seen[0][last_of_subject(model, fact.prompt.split("{}")[0], fact.subject)]
 
 
 def textbook(
-    model: EditableModel, fact: Fact, layer: int, templates: Sequence[str], settings: Settings, objective: Objective
+    model: EditableModel, fact: Fact, layer: int, templates: Sequence[str], settings: ValueSettings, objective: Objective
 ) -> Result:
     """The published description, step by step; Adam written out."""
-    sites = objective.components
-    initial = tuple(standing(model, fact, layer, site) for site in sites)
+    components = objective.components
+    initial = tuple(standing(model, fact, layer, component) for component in components)
     deltas = [torch.zeros_like(one) for one in initial]
     first, second = [torch.zeros_like(one) for one in initial], [torch.zeros_like(one) for one in initial]
     target = model.tokenizer(" " + fact.target)["input_ids"]
@@ -105,8 +106,8 @@ def textbook(
             return add
 
         with contextlib.ExitStack() as stack:
-            for site, delta in zip(sites, added, strict=True):
-                stack.enter_context(listening(module_of(model, layer, site), adding(delta)))
+            for component, delta in zip(components, added, strict=True):
+                stack.enter_context(listening(module_of(model, layer, component), adding(delta)))
             ids = [*model.tokenizer(text)["input_ids"], *more]
             return model.model(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
 
@@ -167,7 +168,8 @@ def facts(world_facts: tuple[Fact, ...]) -> list[Fact]:
 
 @each_architecture
 @pytest.mark.parametrize(
-    ("name", "layer"), [("two sites", 0), ("two sites", 2), ("mlp", 0), ("mlp", 2), ("attention", 0), ("attention first", 2)]
+    ("name", "layer"),
+    [("two components", 0), ("two components", 2), ("mlp", 0), ("mlp", 2), ("attention", 0), ("attention first", 2)],
 )
 def test_values_inside_a_layer_equal_the_textbook(tiny_models: EditableModel, facts: list[Fact], name: str, layer: int) -> None:
     """At the lowest layer, where there is none below, too."""
@@ -210,7 +212,7 @@ def test_values_inside_a_layer_equal_the_textbook_in_double_precision(
 def test_each_vector_stays_in_its_own_ball(
     tiny_gpt2: EditableModel, facts: list[Fact], objective: Objective, clamp: float
 ) -> None:
-    """Balls are as large as what stood at the site before, which differs from site to site."""
+    """Balls are as large as what stood at the component before, which differs from component to component."""
     settings = SETTINGS.override({"clamp_norm_factor": clamp, "v_lr": 1.0, "v_num_grad_steps": 4})
     values = optimise_values(tiny_gpt2, facts, 1, TEMPLATES, settings, objective)
     norms, limits = (values.targets_DN - values.initial_DN).norm(dim=0), clamp * values.initial_DN.norm(dim=0)
@@ -228,14 +230,14 @@ def test_each_vector_stays_in_its_own_ball(
 
 @each_architecture
 @each_objective
-def test_what_stood_before_is_what_stands_at_the_first_site(
+def test_what_stood_before_is_what_stands_at_the_first_component(
     tiny_models: EditableModel, facts: list[Fact], objective: Objective
 ) -> None:
     values = optimise_values(tiny_models, facts, 1, TEMPLATES, SETTINGS.override({"v_num_grad_steps": 1}), objective)
-    site = objective.components[0]
-    states = fact_states(tiny_models, facts, 1, site)
+    component = objective.components[0]
+    states = fact_states(tiny_models, facts, 1, component)
     for column, fact in enumerate(facts):
-        expected = standing(tiny_models, fact, 1, site)
+        expected = standing(tiny_models, fact, 1, component)
         torch.testing.assert_close(values.initial_DN[:, column], expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(states[:, column], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(values.targets_DN, values.initial_DN)
@@ -245,10 +247,10 @@ def test_what_stood_before_is_what_stands_at_the_first_site(
 # -- once the target is met --------------------------------------------------------------------------------------------
 
 
-def eager(**more: Any) -> Settings:
+def eager(**more: Any) -> ValueSettings:
     """Steps so large that random models say what they are told to."""
     free = {"v_lr": 2.0, "clamp_norm_factor": 100.0, "kl_factor": 0.05, "v_weight_decay": 0.01, "v_num_grad_steps": 14}
-    return Settings(early_stop_loss=0, **(free | more))
+    return ValueSettings(early_stop_loss=0, **(free | more))
 
 
 @each_architecture
@@ -358,7 +360,7 @@ def test_no_facts_no_values(tiny_gpt2: EditableModel) -> None:
         assert optimise_values(tiny_gpt2, [], 1, TEMPLATES, SETTINGS, objective).targets_DN.shape == (32, 0)
 
 
-# -- what the sites have in common -------------------------------------------------------------------------------------
+# -- what the components have in common -------------------------------------------------------------------------------------
 
 
 @each_architecture
@@ -366,8 +368,8 @@ def test_no_facts_no_values(tiny_gpt2: EditableModel) -> None:
 def test_what_is_added_inside_a_layer_comes_out_of_it(
     tiny_models: EditableModel, world_facts: tuple[Fact, ...], layer: int
 ) -> None:
-    """A parallel block adds both parts to its output, and any block its MLP: with neither ball nor decay all sites that nothing
-    follows inside the layer have the same deltas."""
+    """A parallel block adds both parts to its output, and any block its MLP: with neither ball nor decay all components
+    that nothing follows inside the layer have the same deltas."""
     settings = SETTINGS.override({"v_weight_decay": 0, "clamp_norm_factor": 1e6, "v_num_grad_steps": 4})
     outside = optimise_values(tiny_models, world_facts, layer, TEMPLATES, settings)
     inside = optimise_values(tiny_models, world_facts, layer, TEMPLATES, settings, MLP_OUTPUT)
@@ -380,30 +382,30 @@ def test_what_is_added_inside_a_layer_comes_out_of_it(
 
 
 @each_architecture
-@pytest.mark.parametrize("sites", [("layer",), ("mlp",), ("attention",), ("mlp", "attention")])
+@pytest.mark.parametrize("components", [("layer",), ("mlp",), ("attention",), ("mlp", "attention")])
 @pytest.mark.parametrize("layer", [0, 2])
 def test_nothing_added_is_the_model_as_it_is(
-    tiny_models: EditableModel, facts: list[Fact], sites: tuple[str, ...], layer: int
+    tiny_models: EditableModel, facts: list[Fact], components: tuple[str, ...], layer: int
 ) -> None:
     """Logits at any token from the subject on, from stored states, are those of whole passes; after a selection, too."""
     rows = [tiny_models.text.row(fact, template, with_target=True) for fact in facts for template in TEMPLATES]
     with tiny_models.frozen():
-        injection = Injection(tiny_models, rows, layer, sites)
+        injection = Injection(tiny_models, rows, layer, components)
         for keep in (torch.arange(len(rows)), torch.tensor([7, 2, 4]), torch.tensor([1])):
             injection.select(keep)
             left = injection.rows
             places = [(index, place) for index, row in enumerate(left) for place in range(len(row.ids) - row.subject)]
             index, place = torch.tensor(places).T
-            nothing = torch.zeros(len(sites), len(left), 32)
+            nothing = torch.zeros(len(components), len(left), 32)
             with torch.no_grad():
                 found = injection.logits(nothing, index, place)
             for (one, at), logits in zip(places, found, strict=True):
                 whole = tiny_models.model(torch.tensor([list(left[one].ids)]), use_cache=False).logits[0]
                 torch.testing.assert_close(logits, whole[left[one].subject + at].detach(), rtol=1e-3, atol=1e-3)
-    initial = Injection(tiny_models, rows, layer, sites).initial(range(0, len(rows), len(TEMPLATES)))
-    assert initial.shape == (len(sites), len(facts), 32)
-    for site, states_ND in zip(sites, initial, strict=True):
-        expected = fact_states(tiny_models, facts, layer, site).T
+    initial = Injection(tiny_models, rows, layer, components).initial(range(0, len(rows), len(TEMPLATES)))
+    assert initial.shape == (len(components), len(facts), 32)
+    for component, states_ND in zip(components, initial, strict=True):
+        expected = fact_states(tiny_models, facts, layer, component).T
         torch.testing.assert_close(states_ND, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -478,13 +480,13 @@ def test_rome_gives_the_value_at_the_bare_prompt(tiny_models: EditableModel, mom
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sites", [(), ("mlp", "mlp"), ("layer", "mlp"), ("attention", "layer")])
-def test_sites_that_do_not_go_together_are_refused(sites: tuple[Any, ...]) -> None:
-    with pytest.raises(SettingsError, match="one site, or both of mlp and attention"):
-        Objective(components=sites)
+@pytest.mark.parametrize("components", [(), ("mlp", "mlp"), ("layer", "mlp"), ("attention", "layer")])
+def test_components_that_do_not_go_together_are_refused(components: tuple[Any, ...]) -> None:
+    with pytest.raises(SettingsError, match="one component, or both of mlp and attention"):
+        Objective(components=components)
 
 
-def test_sites_that_there_are_not_are_refused() -> None:
+def test_components_that_there_are_not_are_refused() -> None:
     with pytest.raises(SettingsError):
         Objective(components=("key",))  # type: ignore[arg-type]
     with pytest.raises(SettingsError):
@@ -493,7 +495,11 @@ def test_sites_that_there_are_not_are_refused() -> None:
 
 def test_the_published_objectives() -> None:
     assert HIDDEN_STATE == Objective() == Objective(components=("layer",))
-    assert MLP_OUTPUT.sites == ("mlp",)
-    assert (MLP_AND_ATTENTION.sites, MLP_AND_ATTENTION.met_scale, MLP_AND_ATTENTION.met_kl) == (("mlp", "attention"), 0.1, 0.01)
+    assert MLP_OUTPUT.components == ("mlp",)
+    assert (MLP_AND_ATTENTION.components, MLP_AND_ATTENTION.met_scale, MLP_AND_ATTENTION.met_kl) == (
+        ("mlp", "attention"),
+        0.1,
+        0.01,
+    )
     assert PMET.objective is MLP_AND_ATTENTION
     assert ROME.objective is MLP_OUTPUT

@@ -19,18 +19,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import bluedit
-from bluedit.editors.closed_form.constraints import PRUNING
 from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.editors.closed_form.keys import fact_keys
 from bluedit.edits import LowRank, Patch, applied_patches
 from bluedit.edits.base import revert
 from bluedit.errors import BlueditError, FactError, InputError, NumericsError, PatchError, SessionError, SettingsError
 from bluedit.facts import Fact, check_facts
-from bluedit.methods import ALPHAEDIT, MEMIT, MEMIT_SEQ, METHODS, PRUNE, RECT, Method, blue
+from bluedit.methods import ALPHAEDIT, MEMIT, MEMIT_SEQ, METHODS, PRUNE, RECT, Editor, Method, blue
 from bluedit.models import EditableModel
 from bluedit.sessions import SESSION_MARKER, Session, edit_in_sequence
 from bluedit.statistics import SecondMoment, Statistics
-from bluedit.storage import files
 from bluedit.storage.documents import document_text
 from bluedit.storage.tensors import write_tensors
 from bluedit.strategies import BOUNDARY, Step, Strategy, explicit
@@ -62,11 +60,11 @@ def batches(world_facts: tuple[Fact, ...]) -> list[tuple[Fact, ...]]:
     return [world_facts[:2], world_facts[2:4], world_facts[4:]]
 
 
-def begin(model: EditableModel, method: Method | str, statistics: Statistics, **options: Any) -> Session:
+def begin(model: EditableModel, method: Editor | str, statistics: Statistics, **options: Any) -> Session:
     """A session with few and cheap steps; a null space of a few directions, where there is one."""
     chosen = METHODS[method] if isinstance(method, str) else method
     fitting = {"lambda": 2.0, "v_lr": 0.3, "v_num_grad_steps": 2, "nullspace_threshold": 0.5, "ft_num_steps": 2}
-    if chosen.constraint == PRUNING:
+    if "prune_base" in chosen.uses:
         # Changes that outgrow their weight: there is something to restrain.
         fitting |= {"lambda": 1e-3, "v_lr": 20.0, "clamp_norm_factor": 100.0}
     settings = {name: value for name, value in fitting.items() if name in chosen.uses} | options.pop("settings", {})
@@ -90,11 +88,12 @@ def parts(patch: Patch) -> Bits:
 
 
 def inverses(session: Session) -> dict[int, Tensor]:
-    return {layer: metric.matrix_FF.clone() for layer, metric in session._metrics.by_layer.items()}
+    """Running inverses; none for methods that have none."""
+    return {layer: metric.matrix_FF.clone() for layer, metric in getattr(session._state, "by_layer", {}).items()}
 
 
-def keys(session: Session) -> list[dict[int, Tensor]]:
-    return [dict(batch.keys) for batch in session._batches]
+def keys(session: Session) -> list[Bits]:
+    return [dict(batch.memory) for batch in session._batches]
 
 
 def assert_alike(one: Session, other: Session) -> None:
@@ -148,7 +147,7 @@ def test_the_model_is_what_the_patches_make_of_it(fresh: Fresh, moments: Any, ba
 def test_a_first_batch_is_a_plain_edit(fresh: Fresh, moments: Any, batches: Any, strategy: str) -> None:
     session = begin(fresh(), "memit-seq", moments(48), strategy=strategy)
     patch = session.apply(batches[0])
-    options = {"layers": LAYERS, "templates": TEMPLATES, "settings": session.plan.settings, "corpus": moments(48)}
+    options = {"layers": LAYERS, "templates": TEMPLATES, "settings": session.setup.settings, "corpus": moments(48)}
     alone = bluedit.edit(fresh(), batches[0], method="memit-seq", strategy=strategy, **options)
     assert same(parts(patch), parts(alone))
     assert timeless(patch) == timeless(alone)
@@ -158,7 +157,7 @@ def test_a_batch_is_an_edit_of_the_model_as_edited_so_far(fresh: Fresh, moments:
     """Without past keys a session is nothing but edits one after the other."""
     session = run(begin(fresh(), "memit", moments(48)), batches)
     model = fresh()
-    options = {"layers": LAYERS, "templates": TEMPLATES, "settings": session.plan.settings, "corpus": moments(48)}
+    options = {"layers": LAYERS, "templates": TEMPLATES, "settings": session.setup.settings, "corpus": moments(48)}
     for batch, patch in zip(batches, session.patches, strict=True):
         alone = bluedit.edit(model, batch, method="memit", **options)
         alone.apply(model)
@@ -177,12 +176,12 @@ def test_one_fact_or_a_mapping_is_a_batch(fresh: Fresh, moments: Any, world_fact
 def test_a_session_takes_a_plain_transformers_model(fresh: Fresh, moments: Any, batches: Any, tmp_path: Path) -> None:
     plain = fresh()
     options = {"layers": LAYERS, "templates": TEMPLATES, "corpus": moments(48), "settings": {"v_num_grad_steps": 2}}
-    session = Session(plain.model, plain.tokenizer, **options)
-    assert session.plan.method == blue(MEMIT)
+    session = Session(plain.model, tokenizer=plain.tokenizer, **options)
+    assert session.setup.method == blue(MEMIT)
     session.apply(batches[0])
     session.save(tmp_path / "run")
     other = fresh()
-    resumed = Session.resume(str(tmp_path / "run"), other.model, other.tokenizer)
+    resumed = Session.resume(str(tmp_path / "run"), other.model, tokenizer=other.tokenizer)
     assert_alike(resumed, session)
     with pytest.raises(TypeError, match="tokenizer"):
         Session.resume(tmp_path / "run", fresh().model)
@@ -410,7 +409,7 @@ def test_undo_that_fails_leaves_everything(fresh: Fresh, moments: Any, batches: 
 
 def recorded(session: Session, layer: int) -> Tensor:
     """Kp of a layer, F x M, float64."""
-    return torch.cat([batch.keys[layer] for batch in session._batches], 1).double()
+    return torch.cat([batch.memory[str(layer)] for batch in session._batches], 1).double()
 
 
 @pytest.mark.parametrize("strategy", ["even", "boundary"])
@@ -526,9 +525,9 @@ def test_what_was_generated_and_chosen_is_gone_on_with(fresh: Fresh, moments: An
     session.apply(batches[0])
     session.save(tmp_path / "run")
     resumed = Session.resume(tmp_path / "run", fresh())
-    assert replace(resumed.plan, method=session.plan.method, statistics=session.plan.statistics) == session.plan
-    assert resumed.plan.method.strategy.steps((2,)) == session.plan.method.strategy.steps((2,))
-    assert len(resumed.plan.templates) == 6
+    assert replace(resumed.setup, method=session.setup.method, statistics=session.setup.statistics) == session.setup
+    assert resumed.setup.method.strategy.steps((2,)) == session.setup.method.strategy.steps((2,))
+    assert len(resumed.setup.templates) == 6
 
 
 @pytest.mark.parametrize("strategy", ["even", "square-root", "boundary", "each-layer", "single:1"])
@@ -537,7 +536,7 @@ def test_the_saved_strategy_is_gone_on_with(fresh: Fresh, moments: Any, batches:
     session.apply(batches[0])
     session.save(tmp_path / "run")
     resumed = Session.resume(tmp_path / "run", fresh(), statistics=moments(48))
-    assert resumed.plan.method.strategy.name == strategy
+    assert resumed.setup.method.strategy.name == strategy
     run(session, batches[1:2])
     run(resumed, batches[1:2])
     assert_alike(resumed, session)
@@ -549,7 +548,7 @@ def test_explicit_steps_are_gone_on_with(fresh: Fresh, moments: Any, batches: An
     session.apply(batches[0])
     session.save(tmp_path / "run")
     resumed = Session.resume(tmp_path / "run", fresh(), statistics=moments(48))
-    assert resumed.plan.method.strategy.steps(LAYERS) == steps
+    assert resumed.setup.method.strategy.steps(LAYERS) == steps
     session.apply(batches[1])
     resumed.apply(batches[1])
     assert_alike(resumed, session)
@@ -563,7 +562,7 @@ def test_the_saved_steps_count_more_than_those_of_the_method_given(
     begin(fresh(), "memit", moments(48), strategy=explicit(steps)).save(tmp_path / "run")
     given = MEMIT.with_strategy(explicit([(1, 1, 1.0)]))
     resumed = Session.resume(tmp_path / "run", fresh(), method=given, statistics=moments(48))
-    assert resumed.plan.method.strategy.steps(LAYERS) == steps
+    assert resumed.setup.method.strategy.steps(LAYERS) == steps
 
 
 def test_a_strategy_of_ones_own_is_gone_on_with(fresh: Fresh, moments: Any, batches: Any, tmp_path: Path) -> None:
@@ -574,8 +573,8 @@ def test_a_strategy_of_ones_own_is_gone_on_with(fresh: Fresh, moments: Any, batc
     session.save(tmp_path / "run")
     for method in (MEMIT.with_strategy(mine), MEMIT, None):
         resumed = Session.resume(tmp_path / "run", fresh(), method=method, statistics=moments(48))
-        assert resumed.plan.method.strategy.steps(LAYERS) == mine.steps(LAYERS)
-        assert resumed.plan.method.strategy.name == "mine"
+        assert resumed.setup.method.strategy.steps(LAYERS) == mine.steps(LAYERS)
+        assert resumed.setup.method.strategy.name == "mine"
 
 
 def test_a_method_of_ones_own_is_gone_on_with(fresh: Fresh, moments: Any, batches: Any, tmp_path: Path) -> None:
@@ -874,9 +873,9 @@ class Operations:
 
             return wrapper
 
-        for module in ("bluedit.storage.tensors", "bluedit.edits.patch"):
+        for module in ("bluedit.storage.tensors", "bluedit.edits.base"):
             patch.setattr(f"{module}.save_file", counted(save_file))
-        patch.setattr(files, "_renameat2", counted(files._renameat2))
+        patch.setattr(os.path, "lexists", counted(os.path.lexists))  # the last look before a folder takes its place
         for name in ("replace", "unlink", "mkdir", "write_text"):
             patch.setattr(Path, name, counted(getattr(Path, name)))
         patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
@@ -1067,6 +1066,11 @@ def _elsewhere(folder: Path, **names: Any) -> None:
     _edit(folder, lambda saved: saved.update(names))
 
 
+def _state_elsewhere(folder: Path, name: str) -> None:
+    _elsewhere(folder)
+    _edit(folder, lambda saved: saved["state_files"].update({name: f"../{name}-1.safetensors"}))
+
+
 def _shorten_patch(folder: Path) -> None:
     path = _file(folder, "patch")
     patch = Patch.load(path)
@@ -1089,14 +1093,14 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "marker is no UTF-8": lambda folder: (folder / SESSION_MARKER).write_bytes(b"\xff\xfe{}"),
     "marker is a list": lambda folder: (folder / SESSION_MARKER).write_text("[]"),
     "marker lacks a part": lambda folder: _edit(folder, lambda saved: saved.pop("weights_file")),
-    "marker of a later version": lambda folder: _edit(folder, lambda saved: saved.update(format_version=3)),
+    "marker of a later version": lambda folder: _edit(folder, lambda saved: saved.update(format_version=4)),
     "marker of another format": lambda folder: _edit(folder, lambda saved: saved.update(format="bluedit-patch")),
     "a batch is no name": lambda folder: _edit(folder, lambda saved: saved.update(batches=[None])),
     "a setting that there is not": lambda folder: _edit(folder, lambda saved: saved["settings"].update(lamda=1)),
     "a setting out of range": lambda folder: _edit(folder, lambda saved: saved["settings"].update({"lambda": -1})),
     "no initial metrics": lambda folder: _file(folder, "initial").unlink(),
     "initial metrics are truncated": lambda folder: _truncate(folder, "initial"),
-    "initial metrics outside": lambda folder: _elsewhere(folder, initial_file="../initial-1.safetensors"),
+    "initial metrics outside": lambda folder: _state_elsewhere(folder, "initial"),
     "an initial metric too few": lambda folder: _tensors(folder, "initial", lambda found: found.pop("1")),
     "an initial metric of another shape": lambda folder: _tensors(
         folder, "initial", lambda found: found.update({"1": torch.eye(7, dtype=torch.float64)})
@@ -1116,7 +1120,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "weights by a whole path": lambda folder: _elsewhere(
         folder, weights_file=str(folder.parent.absolute() / "weights-1.safetensors")
     ),
-    "metrics outside": lambda folder: _elsewhere(folder, metrics_file="../metrics-1.safetensors"),
+    "metrics outside": lambda folder: _state_elsewhere(folder, "metrics"),
     "a whole patch outside": lambda folder: _elsewhere(folder, whole_file="../patch-0001-1.safetensors"),
     "weights are a folder": lambda folder: _edit(folder, lambda saved: saved.update(weights_file="..")),
     "no name for the weights": lambda folder: _edit(folder, lambda saved: saved.update(weights_file="")),
@@ -1162,8 +1166,8 @@ def test_a_damaged_folder_is_refused_and_the_model_left(
 
 def test_a_version_that_is_later_is_told_so(fresh: Fresh, moments: Any, tmp_path: Path) -> None:
     folder = begin(fresh(), "memit", moments(48)).save(tmp_path / "run")
-    _edit(folder, lambda saved: saved.update(format_version=3))
-    with pytest.raises(SessionError, match=r"session\.json is bluedit-session version 3; this bluedit reads .* up to 2"):
+    _edit(folder, lambda saved: saved.update(format_version=4))
+    with pytest.raises(SessionError, match=r"session\.json is bluedit-session version 4; this bluedit reads .* up to 3"):
         Session.resume(folder, fresh())
 
 
@@ -1306,8 +1310,8 @@ def test_one_batch_and_its_end_are_a_plain_edit(fresh: Fresh, moments: Any, batc
     session = begin(fresh(), "prune", moments(48))
     session.apply(batches[0])
     whole = session.finish()
-    options = {"layers": LAYERS, "templates": TEMPLATES, "settings": session.plan.settings, "corpus": moments(48)}
-    alone = bluedit.edit(fresh(), batches[0], method=session.plan.method, **options)
+    options = {"layers": LAYERS, "templates": TEMPLATES, "settings": session.setup.settings, "corpus": moments(48)}
+    alone = bluedit.edit(fresh(), batches[0], method=session.setup.method, **options)
     assert same(parts(whole), parts(alone))
     assert timeless(whole) == timeless(alone)
 
@@ -1687,8 +1691,8 @@ def test_several_patches_come_off_at_once(fresh: Fresh, moments: Any, batches: A
 def one_call(
     model: EditableModel, facts: Sequence[Fact], statistics: Statistics, folder: Path | None, name: str, **options: Any
 ) -> Patch:
-    plan = replace(begin(model, name, statistics, **options).plan, facts=tuple(facts))
-    return edit_in_sequence(model, plan, facts, 2, folder)
+    setup = begin(model, name, statistics, **options).setup
+    return edit_in_sequence(model, setup, facts, 2, folder)
 
 
 @pytest.mark.parametrize("name", ["memit-seq", "rect", "prune", "ft-m"])

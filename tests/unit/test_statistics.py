@@ -16,7 +16,8 @@ import torch
 from oracles import metric_of
 from torch import Tensor
 
-from bluedit import SECOND_MOMENT, Settings, Statistics, World, read_corpus
+from bluedit import SECOND_MOMENT, Statistics, World, read_corpus
+from bluedit.editors.closed_form.priors import SecondMomentSettings
 from bluedit.errors import NumericsError, StatisticsError
 from bluedit.models import Batch, EditableModel, Row
 from bluedit.statistics import Pass, SecondMoment, SharedStatistics, batching, moments, second_moments, store
@@ -29,9 +30,9 @@ LAYERS = (1, 2)
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows, batches and blocks so small that few documents make many of them."""
-    monkeypatch.setattr(batching, "_WINDOW_DOCUMENTS", 32)
-    monkeypatch.setattr(batching, "_BATCH_TOKENS", 256)
-    monkeypatch.setattr(batching, "_BLOCK_TOKENS", 300)
+    monkeypatch.setattr(batching, "WINDOW_DOCUMENTS", 32)
+    monkeypatch.setattr(batching, "BATCH_TOKENS", 256)
+    monkeypatch.setattr(batching, "BLOCK_TOKENS", 300)
 
 
 @pytest.fixture
@@ -130,10 +131,10 @@ def test_batches_hold_every_row_once_and_little_padding() -> None:
         for batch in block.batches:
             size = len(batch) * len(batch[0][0].ids)
             padding = size - sum(len(row.ids) for row, _ in batch)
-            assert size <= 4096
-            assert padding <= max(size / 32, 64)
+            assert size <= batching.BATCH_TOKENS
+            assert padding <= max(batching.PADDING_FRACTION * size, batching.PADDING_TOKENS)
         assert block.tokens <= batching.BLOCK_KEYS
-    assert all(block.tokens >= 2048 for block in found[:-1])
+    assert all(block.tokens >= batching.BLOCK_TOKENS for block in found[:-1])
     padded, tokens = sum(block.padded for block in found), sum(block.tokens for block in found)
     assert tokens == sum(lengths)
     assert 0 < padded / tokens - 1 < 0.03
@@ -143,7 +144,7 @@ def test_windows_depend_on_the_documents_alone() -> None:
     texts = [" " if number % 7 == 0 else "x" * (number % 3000) for number in range(1, 4000)]
     whole = list(batching.windows(texts))
     assert [text for window in whole for text in window] == [text for text in texts if text.strip()]
-    assert max(map(len, whole)) <= 1024
+    assert max(map(len, whole)) <= batching.WINDOW_DOCUMENTS
     assert list(batching.windows(texts, len(whole[0]))) == whole[1:]
 
 
@@ -271,7 +272,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(
 def test_an_interruption_keeps_what_is_whole(
     tiny_gpt2: EditableModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, at: int, kept: bool
 ) -> None:
-    monkeypatch.setattr(batching, "_BATCH_TOKENS", 128)  # several batches a block
+    monkeypatch.setattr(batching, "BATCH_TOKENS", 128)  # several batches a block
     expected = Statistics(corpus, folder=tmp_path / "whole", measured=True).moments(tiny_gpt2, LAYERS)
     statistics = Statistics(corpus, folder=tmp_path, measured=True)  # saves once a minute
     owner, name = (Pass, "_forward") if place == "forward" else (torch, "isfinite")
@@ -367,7 +368,7 @@ def test_the_inverse_is_kept_beside_the_moment(
     statistics = Statistics(corpus, folder=tmp_path)
     moment = statistics.moments(tiny_gpt2, [1])[1]
     direct = metric_of(moment.matrix_FF, 7.0, shrinkage=0.1)
-    for settings in (Settings(**{"lambda": 7.0, "shrinkage": 0.1}), Settings(**{"lambda": 3.0, "shrinkage": 0.1})):
+    for settings in (SecondMomentSettings(lambda_=7.0, shrinkage=0.1), SecondMomentSettings(lambda_=3.0, shrinkage=0.1)):
         first = SECOND_MOMENT.inverse(moment, settings)
         monkeypatch.setattr(moments, "invert", lambda *_: pytest.fail("inverted again"))
         again = SECOND_MOMENT.inverse(statistics.moments(tiny_gpt2, [1])[1], settings)
@@ -378,7 +379,7 @@ def test_the_inverse_is_kept_beside_the_moment(
             assert torch.equal(first.matrix_FF, direct.matrix_FF)
     monkeypatch.undo()
     (kept,) = tmp_path.glob("*.inverse-0.1.safetensors")
-    SECOND_MOMENT.inverse(moment, Settings(shrinkage=0.2))
+    SECOND_MOMENT.inverse(moment, SecondMomentSettings(shrinkage=0.2))
     assert len(list(tmp_path.glob("*.inverse-*"))) == 2
     kept.write_bytes(kept.read_bytes()[:100])
     with pytest.raises(StatisticsError, match="remove it and run again"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bluedit.errors import SettingsError
-from bluedit.methods import MEMIT, METHODS, Settings, blue, find_method
+from bluedit.methods import MEMIT, METHODS, blue, find_method
 from bluedit.strategies import BOUNDARY, EACH_LAYER, EVEN, SQUARE_ROOT, STRATEGIES, explicit, find_strategy, single
 
 
@@ -24,14 +24,14 @@ def test_the_published_rules() -> None:
 
 
 @given(st.sets(st.integers(0, 60), min_size=1, max_size=12), st.sampled_from(list(STRATEGIES.values())))
-def test_steps_go_up_and_never_aim_below(layers: set[int], chosen: object) -> None:
+def test_steps_go_up_and_never_target_a_layer_below(layers: set[int], chosen: object) -> None:
     steps = chosen.steps(sorted(layers, reverse=True))  # type: ignore[attr-defined]
     assert [step.layer for step in steps] == sorted({step.layer for step in steps})
     assert all(step.layer <= step.target_layer <= max(layers) and 0 < step.fraction <= 1 for step in steps)
-    assert steps[-1].share == 1
+    assert steps[-1].fraction == 1
 
 
-def test_even_shares_of_the_remaining_gap_are_equal_shares_of_the_whole() -> None:
+def test_even_fractions_of_the_remaining_gap_are_equal_fractions_of_the_whole() -> None:
     remaining, parts = 1.0, []
     for step in EVEN.steps(range(3, 9)):
         parts.append(remaining * step.fraction)
@@ -77,9 +77,9 @@ def test_blue_replaces_the_strategy_and_nothing_else() -> None:
 
 
 def test_settings_take_the_published_names_and_text() -> None:
-    settings = Settings().override({"lambda": "5", "v_num_grad_steps": "7", "shrinkage": 0.1})
+    settings = MEMIT.settings.override({"lambda": "5", "v_num_grad_steps": "7", "shrinkage": 0.1})
     assert (settings.lambda_, settings.v_num_grad_steps, settings.shrinkage) == (5.0, 7, 0.1)
-    assert Settings().override(settings.as_dict()) == settings
+    assert MEMIT.settings.override(settings.as_dict()) == settings
     assert "lambda" in settings.as_dict()
 
 
@@ -96,4 +96,4 @@ def test_settings_take_the_published_names_and_text() -> None:
 )
 def test_settings_out_of_range_are_refused(name: str, value: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        Settings().override({name: value})
+        MEMIT.settings.override({name: value})

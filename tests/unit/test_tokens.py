@@ -317,7 +317,7 @@ class SlowTokenizer:
     is_fast = False
 
 
-def test_slow_tokenizer_is_refused_with_the_mend() -> None:
+def test_slow_tokenizer_is_refused_with_the_fix() -> None:
     with pytest.raises(ModelError, match=r"SlowTokenizer is not a fast tokenizer.*use_fast=True"):
         PromptTokenizer(SlowTokenizer())  # type: ignore[arg-type]
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bluedit.datasets import Case, World, read_known
-from bluedit.editing import plan_edit
+from bluedit.editing import prepare
 from bluedit.editors.layer_cache import Choice, recall, remember
 from bluedit.errors import DatasetError, InputError, SettingsError
 from bluedit.facts import Fact
@@ -397,12 +397,12 @@ def test_a_choice_is_kept_for_its_model(
     monkeypatch.setenv("BLUEDIT_CACHE", str(tmp_path))
     few = Choice(layers=(1, 2), peak=2, facts=3, agreement=1.0)
     with pytest.raises(SettingsError, match="run `bluedit trace"):
-        plan_edit(own_gpt2, (), layers="auto", templates=["{}"])
+        prepare(own_gpt2, layers="auto", templates=["{}"])
     remember(few, own_gpt2.fingerprint())
     assert recall(tiny_gpt2) == few  # the same weights
-    assert plan_edit(own_gpt2, (), layers="auto", templates=["{}"]).layers == (1, 2)
-    assert plan_edit(own_gpt2, (), method="rome", layers="auto", templates=["{}"]).layers == (2,)
-    assert plan_edit(own_gpt2, (), strategy="single:3", layers="auto", templates=["{}"]).layers == (3,)
+    assert prepare(own_gpt2, layers="auto", templates=["{}"]).layers == (1, 2)
+    assert prepare(own_gpt2, method="rome", layers="auto", templates=["{}"]).layers == (2,)
+    assert prepare(own_gpt2, strategy="single:3", layers="auto", templates=["{}"]).layers == (3,)
     remember(Choice(layers=(0,), peak=0, facts=2, agreement=1.0), own_gpt2.fingerprint())
     assert recall(own_gpt2) == few  # fewer facts do not push it out
     talking = copy.copy(own_gpt2.tokenizer)

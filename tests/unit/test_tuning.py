@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -19,12 +20,20 @@ from bluedit.errors import DatasetError, InputError, NumericsError, SettingsErro
 from bluedit.evaluation import score_cases
 from bluedit.facts import Fact
 from bluedit.models import EditableModel, load_model
-from bluedit.models.likelihood import answer_queries
+from bluedit.models.likelihood import Answer, answer_queries
 from bluedit.statistics import Statistics
 from bluedit.tuning import Trial, Tuning, read_tuning, tune
 from bluedit.tuning import tuning as module
 from bluedit.tuning.held_out import Material, hold_out
-from bluedit.tuning.search import AXES, Axis, Point, compass
+from bluedit.tuning.search import Axis, Point, compass
+
+AXES = {
+    name: Axis.named(name, method)
+    for method in bluedit.METHODS.values()
+    for name, setting in method.settings.described().items()
+    if setting.search and name in method.uses
+}
+"""Every setting that can be searched over."""
 
 # -- the search ----------------------------------------------------------------------------------------------------
 
@@ -42,7 +51,7 @@ def test_steps_there_and_back_again_lead_to_the_same_value(axis: Axis) -> None:
 
 
 def test_a_setting_of_zero_is_left_upwards_only() -> None:
-    axis = Axis.named("shrinkage")
+    axis = Axis.named("shrinkage", bluedit.MEMIT)
     assert (axis.value(0.0, -1), axis.value(0.0, 0), axis.value(0.0, 1)) == (None, 0.0, axis.lowest)
     rising = [axis.value(0.0, halves) for halves in range(5)]
     assert rising == sorted(rising, key=float)  # type: ignore[arg-type]
@@ -287,9 +296,28 @@ def _graded(model: EditableModel, held: Any) -> float:
     return 100 * 3 / sum(1 / mean for mean in means)
 
 
-def test_a_comparison_counts_by_how_clear_it_is() -> None:
-    assert (module._share(0.0), module._share(-1e6), module._share(1e6)) == (0.5, 0.0, 1.0)
-    assert module._share(math.log(3)) == pytest.approx(0.75)
+@pytest.mark.parametrize(("margin", "share"), [(0.0, 0.5), (-1e6, 0.0), (1e6, 1.0), (math.log(3), 0.75)])
+def test_a_comparison_counts_by_how_clear_it_is(
+    mini: EditableModel,
+    cases: list[Case],
+    moments: Statistics,
+    monkeypatch: pytest.MonkeyPatch,
+    margin: float,
+    share: float,
+) -> None:
+    """Every wanted answer is likelier than its rival by `margin` nats."""
+    material = hold_out(mini, cases, count=_OPTIONS["count"])
+    wanted = {(one.prompt, one.wanted) for held in (*material.search, *material.check) for one in held.questions}
+
+    class Sure:
+        def answer(self, queries: Any) -> Any:
+            return {query: Answer(margin if query in wanted else 0.0, (True,)) for query in queries}
+
+    monkeypatch.setattr(module, "as_respondent", lambda _: Sure())
+    seen: list[Trial] = []
+    with contextlib.suppress(DatasetError):  # nothing is edited where the rival is as likely
+        tune(mini, cases, corpus=moments, on_trial=seen.append, **_OPTIONS | {"trials": 1})
+    assert seen[0].objective == pytest.approx(100 * share - math.log2(max(1.0, seen[0].relative_norm or 0.0)), abs=1e-3)
 
 
 def test_values_that_were_optimised_before_give_the_same_edit(
@@ -298,7 +326,17 @@ def test_values_that_were_optimised_before_give_the_same_edit(
     facts = [case.fact for case in cases[:3]]
     plan = plan_edit(mini, facts, layers=(0, 4), settings=_QUICK, corpus=moments)
     values = optimise_values(mini, plan.facts, 0, plan.templates, plan.settings)
-    patch, given = run_plan(mini, plan), run_plan(mini, plan, values={0: values})
+
+    class Given:
+        """A store that has the values at layer 0, and nothing else."""
+
+        def recall(self, model: Any, plan: Any, layer: int) -> Any:
+            return (values, 0.0) if layer == 0 else None
+
+        def keep(self, model: Any, plan: Any, layer: int, values: Any, seconds: float) -> None:
+            assert layer == 4
+
+    patch, given = run_plan(mini, plan), run_plan(mini, plan, store=Given())
     for name, change in patch.changes.items():
         assert change.dense().equal(given.changes[name].dense())
     assert given.manifest.optimisation == patch.manifest.optimisation
@@ -423,18 +461,26 @@ def test_facts_that_no_trial_edits_are_said_to_be_such(
 def test_what_the_check_does_not_bear_out_is_not_recommended(
     mini: EditableModel, cases: list[Case], moments: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search over the wrong objective: smallest changes of all, which edit nothing."""
-    plain = module._Search._try
+    """A search on facts that want the opposite of what the check wants: its best settings edit nothing."""
 
-    def perverse(self: Any, settings: Any, part: Any) -> Any:
-        trial, scores = plain(self, settings, part)
-        return trial.model_copy(update={"objective": settings["lambda"]}), scores
+    def perverse(*arguments: Any, **options: Any) -> Material:
+        material = hold_out(*arguments, **options)
+        swapped = tuple(
+            replace(
+                held,
+                questions=tuple(
+                    one if one.score == "NS" else one._replace(wanted=one.other, other=one.wanted) for one in held.questions
+                ),
+            )
+            for held in material.search
+        )
+        return replace(material, search=swapped)
 
-    monkeypatch.setattr(module._Search, "_try", perverse)
-    monkeypatch.setattr(module, "compass", lambda axes, objective, chosen: [objective((0, 0)), objective((2, 0))])
-    tuning = tune(mini, cases, corpus=moments, **_OPTIONS | {"settings": _QUICK | {"v_num_grad_steps": 12}})
-    assert tuning.chosen == 1
-    assert tuning.trials[1].settings["lambda"] == 3000
+    monkeypatch.setattr(module, "hold_out", perverse)
+    options = {"settings": _QUICK | {"v_num_grad_steps": 12}, "vary": ("lambda",), "trials": 3}
+    tuning = tune(mini, cases, corpus=moments, **_OPTIONS | options)
+    assert tuning.chosen
+    assert tuning.trials[tuning.chosen].settings["lambda"] > 300
     assert tuning.check is not None
     assert tuning.check.difference is not None
     assert tuning.check.difference["value"] < 0

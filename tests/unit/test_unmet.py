@@ -10,16 +10,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from bluedit.cautions import UnmetWarning, told_together
-from bluedit.patches import Patch, merge
-from bluedit.patches.manifest import OptimisationRecord, WeightRecord
-from bluedit.solvers import SECOND_MOMENT
-from bluedit.values import fact_keys, fact_states
 
 import bluedit
 from bluedit.editing import plan_edit, run_plan
+from bluedit.editors.cautions import UnmetWarning, told_together
+from bluedit.editors.closed_form.keys import fact_keys, fact_states
+from bluedit.editors.closed_form.optimizer import optimise_values
+from bluedit.editors.closed_form.priors import SECOND_MOMENT, SecondMomentSettings
+from bluedit.edits import Patch, merge
+from bluedit.edits.manifest import OptimisationRecord, WeightRecord
 from bluedit.facts import Fact
-from bluedit.methods import MEMIT, PMET, RECT, Settings
+from bluedit.methods import MEMIT, PMET, RECT
 from bluedit.models import EditableModel
 from bluedit.statistics import SecondMoment, Statistics
 
@@ -41,7 +42,7 @@ def edited(
     )  # fmt: skip
 
 
-def test_one_fact_is_met_by_its_share_in_closed_form(
+def test_one_fact_is_met_by_its_fraction_in_closed_form(
     tiny_gpt2: EditableModel, moments: Callable[[int], Statistics], world_facts: tuple[Fact, ...]
 ) -> None:
     statistics = moments(48)
@@ -70,8 +71,6 @@ def test_what_remains_is_measured_on_the_written_weights(
     assert first.remaining is not None
     assert len(first.remaining) == len(world_facts)
     before_DN = fact_states(model, plan.facts, 0)
-    from bluedit.values import optimise_values
-
     values = optimise_values(model, plan.facts, 0, plan.templates, plan.settings)
     with patch.applied(model):
         after_DN = fact_states(model, plan.facts, 0)
@@ -181,8 +180,8 @@ def test_a_relative_lambda_counts_in_d_ff() -> None:
     generator = torch.Generator().manual_seed(0)
     keys_TF = torch.randn(200, 12, generator=generator, dtype=torch.float64)
     moment = SecondMoment(keys_TF.T @ keys_TF / len(keys_TF), len(keys_TF))
-    relative = SECOND_MOMENT.inverse(moment, Settings(lambda_=2.0, lambda_scale="relative"))
-    absolute = SECOND_MOMENT.inverse(moment, Settings(lambda_=24.0))
+    relative = SECOND_MOMENT.inverse(moment, SecondMomentSettings(lambda_=2.0, lambda_scale="relative"))
+    absolute = SECOND_MOMENT.inverse(moment, SecondMomentSettings(lambda_=24.0))
     assert torch.equal(relative.matrix_FF, absolute.matrix_FF)
     # The mean of k^T B k over the text is 1 / lambda, whatever the size and the number of keys' entries.
     energies_T = (keys_TF @ relative.matrix_FF * keys_TF).sum(1)

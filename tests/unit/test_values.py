@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import oracles
 import pytest
 import torch
 
-from bluedit.editors.closed_form import optimizer
 from bluedit.editors.closed_form.keys import check_templates, context_templates, fact_keys, fact_states
+from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.editors.losses import mean_by_row, readings, weight_decay
 from bluedit.errors import FactError, NumericsError, ResourceError, SettingsError
 from bluedit.facts import Fact
-from bluedit.methods import Settings
 from bluedit.models import EditableModel
 from bluedit.models.forward.prefix import Injection
 
 TEMPLATES = ("{}", "The old mill. {}", "I saw a dog by the quarry. {}")
-SETTINGS = Settings(v_lr=0.3, v_num_grad_steps=8, kl_factor=0.5, v_weight_decay=0.7)
+SETTINGS = ValueSettings(v_lr=0.3, v_num_grad_steps=8, kl_factor=0.5, v_weight_decay=0.7)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -84,10 +84,12 @@ def _out_of_memory(*_: Any) -> torch.Tensor:
 def test_facts_that_finished_before_memory_ran_out_are_not_optimised_again(
     tiny_gpt2: EditableModel, world_facts: list[Fact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # One prompt and one target: no padding parts them, and they are optimised in one wave.
+    facts = [replace(world_facts[0], subject=fact.subject, id=fact.id) for fact in world_facts]
     settings = SETTINGS.override({"v_num_grad_steps": 20, "v_lr": 1.0, "clamp_norm_factor": 50, "kl_factor": 0})
-    losses = sorted(optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, settings).losses)
+    losses = sorted(optimise_values(tiny_gpt2, facts, 1, TEMPLATES, settings).losses)
     settings = settings.override({"early_stop_loss": (losses[1] + losses[2]) / 2})
-    expected = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, settings)
+    expected = optimise_values(tiny_gpt2, facts, 1, TEMPLATES, settings)
     plain, sizes = Injection.logits, list[int]()
 
     def logits(self: Injection, *arguments: Any) -> torch.Tensor:
@@ -98,11 +100,11 @@ def test_facts_that_finished_before_memory_ran_out_are_not_optimised_again(
         return plain(self, *arguments)
 
     monkeypatch.setattr(Injection, "logits", logits)
-    monkeypatch.setattr(optimizer, "_OVERHEAD_TOKENS", {"cpu": 10_000})  # one wave
     finished: list[int] = []
-    found = optimise_values(tiny_gpt2, world_facts, 1, TEMPLATES, settings, token_budget=10_000, progress=finished.append)
+    found = optimise_values(tiny_gpt2, facts, 1, TEMPLATES, settings, token_budget=10_000, progress=finished.append)
+    assert sizes[0] >= len(facts) * len(TEMPLATES), "all facts are in the first wave"
     assert 0 in sizes, "memory never ran out"
-    assert sum(finished) == len(world_facts)
+    assert sum(finished) == len(facts)
     assert found.evaluations == expected.evaluations
 
 

@@ -123,7 +123,7 @@ def edit(
             model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat,
             progress=bars,
         )  # fmt: skip
-        if automatic and not chosen.strategy.fixed_layers:
+        if automatic and chosen.strategy.fixed_layers is None:
             critical = traced_layers(editable, model, chosen, traced, seed, bars)
         if tuned:
             overrides = tuned.settings_for(editable, chosen) | overrides

@@ -148,12 +148,12 @@ def parse_assignments(values: list[str]) -> dict[str, Any]:
 
 
 def read_method(name: str, strategy: str | None) -> Editor:
-    """The method that is edited with: BLUE's strategy where none is named, but for methods that edit one layer."""
+    """The method that is edited with: BLUE's strategy where none is named, but for methods that edit one layer or none."""
     from bluedit.methods import find_method
     from bluedit.strategies import find_strategy
 
     method = find_method(name)
-    if strategy or not method.strategy.one_layer:
+    if strategy or not (method.strategy.one_layer or method.strategy.fixed_layers == ()):
         method = method.with_strategy(find_strategy(strategy or "boundary"))
     return method
 

@@ -168,9 +168,10 @@ def describe(patch: Edit) -> Any:
 
     manifest = patch.manifest
     settings = ", ".join(f"{name}={short(value)}" for name, value in manifest.settings.items())
+    layers = f"critical layers {', '.join(map(str, manifest.layers))}, " if manifest.layers else ""
     head = (
         f"{len(manifest.facts)} facts edited into {manifest.model} with {manifest.method}, {manifest.strategy}, "
-        f"critical layers {', '.join(map(str, manifest.layers))}, in {manifest.seconds:.1f} s\n{settings}"
+        f"{layers}in {manifest.seconds:.1f} s\n{settings}"
     )
     weights = Table(["weight", "change", "rank", "||D||", "||D|| / ||W||", "condition of C", "null space"], text=2)
     for name, record in manifest.weights.items():
@@ -183,4 +184,4 @@ def describe(patch: Edit) -> Any:
     for column, fact in enumerate(patch.facts[:20]):
         facts.add(fact.id, fact.text, fact.target, *(str(record.evaluations[column]) for record in steps.values()))
     rest = [f"and {len(patch.facts) - 20} more; --json lists all"] if len(patch.facts) > 20 else []
-    return Group(head, weights, facts, *rest)
+    return Group(head, *([weights] if manifest.weights else []), facts, *rest)

@@ -133,7 +133,7 @@ def tune(
             model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat,
             progress=bars,
         )  # fmt: skip
-        if automatic and not chosen.strategy.fixed_layers:
+        if automatic and chosen.strategy.fixed_layers is None:
             critical = traced_layers(editable, model, chosen, traced, seed, bars)
         bars("preparing the search", 0, None)
         found = tune(
@@ -166,8 +166,8 @@ def _line(trial: Trial) -> str:
 def _table(found: Tuning) -> Table:
     from bluedit.cli.console import Table
 
-    layers = ", ".join(map(str, found.layers))
-    title = f"{found.method} with strategy {found.strategy}, layers {layers}; * moved to, > chosen"
+    layers = f", layers {', '.join(map(str, found.layers))}" if found.layers else ""
+    title = f"{found.method} with strategy {found.strategy}{layers}; * moved to, > chosen"
     table = Table(["", *found.varied, *_SCORES, "objective", "||D||/||W||", "s"], title=title, text=0)
     for number, trial in enumerate(found.trials):
         mark = ">" if number == found.chosen else "*" if number in found.moves else ""

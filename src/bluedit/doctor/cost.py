@@ -32,7 +32,7 @@ def plan_for(
         structure,
         sum(parameter.numel() for parameter in network.parameters()),
         layers=edited_layers(method, critical),
-        lowest_aim=min(target_layers(method, critical)),
+        lowest_aim=min(target_layers(method, critical), default=0),
         weight_bytes=dtype.itemsize,
         metric_bytes=needs.metric_bytes,
         caches_keys=needs.keeps_initial,
@@ -116,7 +116,7 @@ def estimate_time(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Check:
-    layer = network.get_submodule(structure.layer_path(critical[0]))
+    layer = network.get_submodule(structure.layer_path(min(critical, default=0)))
     head: Any = network.get_output_embeddings()  # type: ignore[operator]
     speed = product_speed(device, dtype)
     needs = method.needs(settings)

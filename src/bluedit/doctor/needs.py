@@ -58,7 +58,7 @@ def check_settings(known: Preset | None, method: Editor, settings: Settings) -> 
 
 
 def _listed(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))
+    return ", ".join(map(str, layers)) or "none"
 
 
 def edited_layers(method: Editor, critical: Sequence[int]) -> tuple[int, ...]:

@@ -31,8 +31,9 @@ def rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _row(run: Mapping[str, Any]) -> tuple[str, ...]:
-    drift = max((weight["relative_norm"] for weight in run["drift"].values()), default=0.0)
-    return (run["label"], *_scores(run["scores"]), *_text(run), f"{drift:.2f}", f"{run['seconds']['editing']:.0f}")
+    changed = [weight["relative_norm"] for weight in run["drift"].values()]
+    drift = f"{max(changed):.2f}" if changed else "-"
+    return (run["label"], *_scores(run["scores"]), *_text(run), drift, f"{run['seconds']['editing']:.0f}")
 
 
 def _text(run: Mapping[str, Any]) -> tuple[str, ...]:
@@ -88,7 +89,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     differences = comparisons(document)
     tail = ["", "Differences in points, paired over cases (95 % bootstrap):", "", *(f"- {line}" for line in differences)]
     settings = [
-        f"- {run['label']}: layers {', '.join(map(str, run['layers']))}; "
+        f"- {run['label']}: {f'layers {layers}; ' if (layers := ', '.join(map(str, run['layers']))) else ''}"
         + ", ".join(f"{name} {short(value)}" for name, value in run["settings"].items())
         for run in document["runs"]
     ]

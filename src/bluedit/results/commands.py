@@ -73,6 +73,7 @@ class ChangedWeight(Record):
     - `norm`, `relative_norm`: ||D|| and ||D|| / ||W||.
     - `condition`: of the prior metric; `null_space_rank`: directions of the null space (AlphaEdit).
     - `rounding`: what a half-precision weight loses of the change, ||rounded(W + D) - W - D|| / ||D||.
+    - `met`: what fraction of the residuals asked of the layer the change gives.
     """
 
     layer: int
@@ -82,6 +83,7 @@ class ChangedWeight(Record):
     condition: float | None
     null_space_rank: int | None
     rounding: float | None
+    met: float | None = None
 
 
 class EditResult(Record):
@@ -90,7 +92,8 @@ class EditResult(Record):
     - `patch`: where it was written.
     - `batches`: how many facts each held.
     - `layers`: the critical layers; `weights`: by name, those that changed.
-    - `evaluations`, `losses`: by layer and id of a fact, how often the loss was evaluated, and its last value.
+    - `evaluations`, `losses`: by layer and id of a fact, how often the loss was evaluated, and its last value; `remaining`:
+      what fraction of what was asked for the written weights leave open.
     - `seconds`: of editing.
     """
 
@@ -103,6 +106,7 @@ class EditResult(Record):
     settings: dict[str, Any]
     evaluations: dict[str, dict[str, int]]
     losses: dict[str, dict[str, float]]
+    remaining: dict[str, dict[str, float]] = {}
     weights: dict[str, ChangedWeight]
     seconds: float
 
@@ -116,16 +120,22 @@ class ShownWeight(ChangedWeight):
 
 
 class Optimisation(Record):
-    """What value optimisation did at one layer, fact by fact."""
+    """What value optimisation did at one layer, fact by fact.
+
+    - `remaining`: what fraction of what was asked for the written weights leave open; `asked`: how much that was.
+    """
 
     layer: int
     evaluations: list[int]
     losses: list[float | None]
+    remaining: list[float] | None = None
+    asked: list[float] | None = None
 
 
 class PatchShowResult(Record):
     """`bluedit patch show --json`: the path, and what the patch says of itself.
 
+    - `kind`: of edits that are no patch of weights.
     - `configuration`: a hash of the model's configuration.
     - `columns`: what a column of low-rank factors belongs to.
     """
@@ -133,6 +143,7 @@ class PatchShowResult(Record):
     patch: str
     format: str
     format_version: int
+    kind: str = "weights"
     model: str
     configuration: str
     method: str

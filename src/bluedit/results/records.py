@@ -182,7 +182,8 @@ class RunSummary(Record):
     - `text`: on held-out text, where the recipe names some.
     - `retention`: the scores of the `first`, the `middle` and the `latest` batch, after the whole sequence.
     - `drift`: by weight; `null_space_rank`: by weight, AlphaEdit only.
-    - `mean_evaluations`: by layer aimed at, how often a fact's loss was evaluated.
+    - `mean_evaluations`: by layer aimed at, how often a fact's loss was evaluated; `remaining`: what fraction of what was
+      asked for the written weights leave open, over all facts.
     """
 
     name: str
@@ -198,6 +199,7 @@ class RunSummary(Record):
     drift: dict[str, Drift]
     null_space_rank: dict[str, int]
     mean_evaluations: dict[str, float]
+    remaining: dict[str, float] = {}
     seconds: Seconds
     protocol: ProtocolTag
 

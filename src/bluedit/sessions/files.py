@@ -237,9 +237,10 @@ def saved_setup(path: Path, saved: SavedSession, method: Editor | None, statisti
         raise SessionError(f"{path} was begun with a {saved.method!r} of other parts; give that one as method")
     names = base.settings.names()
     try:
-        # Before version 3 a session named the settings of all methods.
         given = current_names(saved.settings, warn=False)
-        settings = base.settings.override({name: value for name, value in given.items() if name in names})
+        if saved.format_version < 3:  # which named the settings of all methods
+            given = {name: value for name, value in given.items() if name in names}
+        settings = base.settings.override(given)
     except SettingsError as error:
         raise SessionError(f"the session in {path} is damaged: {error}") from error
     if statistics is None:

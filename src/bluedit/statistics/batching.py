@@ -12,18 +12,29 @@ from itertools import islice
 
 from bluedit.models import Row
 
-__all__ = ["BLOCK_KEYS", "Block", "blocks", "windows"]
+__all__ = [
+    "BATCH_TOKENS",
+    "BLOCK_KEYS",
+    "BLOCK_TOKENS",
+    "PADDING_FRACTION",
+    "PADDING_TOKENS",
+    "WINDOW_CHARACTERS",
+    "WINDOW_DOCUMENTS",
+    "Block",
+    "blocks",
+    "windows",
+]
 
-_WINDOW_DOCUMENTS = 1024
-_WINDOW_CHARACTERS = 1 << 20
+WINDOW_DOCUMENTS = 1024
+WINDOW_CHARACTERS = 1 << 20
 """How much is sorted by length together: more would save padding, and cost memory and points of the curve."""
-_BATCH_TOKENS = 4096
-_PADDING_SHARE = 1 / 32
-_PADDING_TOKENS = 64
-"""How much padding a batch may have: a share of it, or so many tokens, which cost less than another forward pass."""
-_BLOCK_TOKENS = 2048
+BATCH_TOKENS = 4096
+PADDING_FRACTION = 1 / 32
+PADDING_TOKENS = 64
+"""How much padding a batch may have: a fraction of it, or so many tokens, which cost less than another forward pass."""
+BLOCK_TOKENS = 2048
 """From how many keys on a product is worth adding up an F x F matrix for."""
-BLOCK_KEYS = _BLOCK_TOKENS + _BATCH_TOKENS
+BLOCK_KEYS = BLOCK_TOKENS + BATCH_TOKENS
 """The most keys that are held at once, but for documents longer than a batch."""
 
 
@@ -54,7 +65,7 @@ def windows(texts: Iterable[str], skip: int = 0) -> Iterator[list[str]]:
     for text in islice((text for text in texts if text.strip()), skip, None):
         window.append(text)
         characters += len(text)
-        if len(window) == _WINDOW_DOCUMENTS or characters >= _WINDOW_CHARACTERS:
+        if len(window) == WINDOW_DOCUMENTS or characters >= WINDOW_CHARACTERS:
             yield window
             window, characters = [], 0
     if window:
@@ -67,7 +78,7 @@ def blocks(rows: Sequence[Row]) -> Iterator[Block]:
     for batch in _batches(rows):
         gathered.append(batch)
         block = Block(tuple(gathered))
-        if block.tokens >= _BLOCK_TOKENS:
+        if block.tokens >= BLOCK_TOKENS:
             yield block
             gathered = []
     if gathered:
@@ -81,7 +92,7 @@ def _batches(rows: Sequence[Row]) -> Iterator[tuple[tuple[Row, bool], ...]]:
     for row, even in sorted(numbered, key=lambda one: -len(one[0].ids)):
         padding += longest - len(row.ids) if batch else 0
         size = longest * (len(batch) + 1)
-        if batch and (size > _BATCH_TOKENS or padding > max(_PADDING_SHARE * size, _PADDING_TOKENS)):
+        if batch and (size > BATCH_TOKENS or padding > max(PADDING_FRACTION * size, PADDING_TOKENS)):
             yield tuple(batch)
             batch, padding = [], 0
         if not batch:

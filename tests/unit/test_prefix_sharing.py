@@ -147,7 +147,7 @@ def test_an_error_that_says_nothing_is_named() -> None:
         list(in_batches([5], TokenBudget(100), run))
 
 
-def test_a_single_row_that_runs_out_of_memory_is_an_error_with_a_mend() -> None:
+def test_a_single_row_that_runs_out_of_memory_is_an_error_with_a_fix() -> None:
     def run(chosen: list[int]) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB\nmore")
 

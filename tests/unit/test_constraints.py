@@ -1,4 +1,4 @@
-"""Restraints against brute force: every entry sorted, every singular value looked at, in float64."""
+"""Constraints against brute force: every entry sorted, every singular value looked at, in float64."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import bluedit
-from bluedit.editors.closed_form.constraints import PRUNING, RELATIVE_CHANGE, Pruning, RelativeChange
+from bluedit.editors.closed_form.constraints import (
+    PRUNING,
+    RELATIVE_CHANGE,
+    PruneSettings,
+    Pruning,
+    RectSettings,
+    RelativeChange,
+)
 from bluedit.editors.closed_form.constraints.rect import largest_entries
 from bluedit.edits import Change, Dense, LowRank, Masked
 from bluedit.facts import Fact
-from bluedit.methods import MEMIT, PRUNE, RECT, Method, Settings
+from bluedit.methods import MEMIT, PRUNE, RECT, Method
 from bluedit.models import EditableModel
 
 DTYPES = [torch.float32, torch.float64]
@@ -93,30 +100,30 @@ def test_entries_that_are_transposed_are_counted_by_row() -> None:
 def test_the_entries_that_change_most_are_left(kind: str, dtype: torch.dtype, keep: float) -> None:
     change = change_of(kind, 32, 48, dtype=dtype)
     weight = _random(32, 48, seed=5, dtype=dtype)
-    restrained = RELATIVE_CHANGE.constrain(change, weight, Settings(rect_keep=keep))
+    constrained = RELATIVE_CHANGE.constrain(change, weight, RectSettings(rect_keep=keep))
     sizes = (change.dense().double() / (weight.double() + 1e-8)).abs()
     mask = torch.tensor(brute_force(sizes.tolist(), keep))
     assert int(mask.sum()) == int(keep * 32 * 48)
-    assert torch.equal(restrained.dense(), torch.where(mask, change.dense(), 0))
-    assert restrained.shape == change.shape
-    assert restrained.dense().dtype == dtype
-    assert isinstance(restrained, Masked if kind == "low rank" else Dense)
+    assert torch.equal(constrained.dense(), torch.where(mask, change.dense(), 0))
+    assert constrained.shape == change.shape
+    assert constrained.dense().dtype == dtype
+    assert isinstance(constrained, Masked if kind == "low rank" else Dense)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(5, 3), (7, 9), (1, 17), (16, 8)])
 def test_masks_of_odd_widths_keep_so_many_too(rows: int, columns: int) -> None:
     change = change_of("low rank", rows, columns)
-    restrained = RELATIVE_CHANGE.constrain(change, _random(rows, columns, seed=5), Settings())
-    assert int((restrained.dense() != 0).sum()) == int(0.4 * rows * columns)
+    constrained = RELATIVE_CHANGE.constrain(change, _random(rows, columns, seed=5), RectSettings())
+    assert int((constrained.dense() != 0).sum()) == int(0.4 * rows * columns)
 
 
-def test_a_restrained_low_rank_change_keeps_its_factors() -> None:
+def test_a_constrained_low_rank_change_keeps_its_factors() -> None:
     """Columns stay the facts', and the mask costs a bit an entry."""
     change = change_of("low rank", 32, 48)
-    restrained = RELATIVE_CHANGE.constrain(change, _random(32, 48, seed=5), Settings())
-    assert isinstance(restrained, Masked)
-    assert restrained.factors is change
-    assert restrained.nbytes == change.nbytes + 32 * 48 // 8
+    constrained = RELATIVE_CHANGE.constrain(change, _random(32, 48, seed=5), RectSettings())
+    assert isinstance(constrained, Masked)
+    assert constrained.factors is change
+    assert constrained.nbytes == change.nbytes + 32 * 48 // 8
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -124,16 +131,16 @@ def test_weights_in_half_precision_are_looked_at_in_single(dtype: torch.dtype) -
     """1e-8 is nothing beside a half-precision weight, and the quotient of small ones would overflow."""
     change = change_of("low rank", 12, 20)
     weight = (1e-3 * _random(12, 20, seed=5)).to(dtype)
-    restrained = RELATIVE_CHANGE.constrain(change, weight, Settings())
+    constrained = RELATIVE_CHANGE.constrain(change, weight, RectSettings())
     sizes = (change.dense() / (weight.float() + 1e-8)).abs()
-    assert (restrained.dense() != 0).tolist() == brute_force(sizes.tolist(), 0.4)
+    assert (constrained.dense() != 0).tolist() == brute_force(sizes.tolist(), 0.4)
 
 
 def test_a_weight_of_zero_changes_most() -> None:
     change = change_of("dense", 4, 5)
     weight = torch.ones(4, 5)
     weight[1, 2] = weight[3, 0] = 0
-    mask = RELATIVE_CHANGE.constrain(change, weight, Settings(rect_keep=0.1)).dense() != 0
+    mask = RELATIVE_CHANGE.constrain(change, weight, RectSettings(rect_keep=0.1)).dense() != 0
     assert mask.nonzero().tolist() == [[1, 2], [3, 0]]
 
 
@@ -143,28 +150,28 @@ def test_an_entry_that_would_be_divided_by_zero_is_one_entry() -> None:
     weight[0, 0] = weight[2, 2] = -1e-8
     change.change_DF[2, 2] = 0
     for keep in (0.1, 0.4, 0.75):
-        mask = RELATIVE_CHANGE.constrain(change, weight, Settings(rect_keep=keep)).dense() != 0
+        mask = RELATIVE_CHANGE.constrain(change, weight, RectSettings(rect_keep=keep)).dense() != 0
         assert int(mask.sum()) in (int(keep * 20), int(keep * 20) - 1), "a kept entry may be 0 itself"
         assert mask[0, 0]
 
 
-def test_restraining_leaves_change_and_weight_as_they_were() -> None:
+def test_constraining_leaves_change_and_weight_as_they_were() -> None:
     weight = _random(12, 20, seed=5)
     before = weight.clone()
     for kind in ("low rank", "masked", "dense"):
         for constraint in (RELATIVE_CHANGE, PRUNING):
             change = change_of(kind, 12, 20, scale=30)
             dense = change.dense().clone()
-            restrained = constraint.constrain(change, weight, Settings())
+            constrained = constraint.constrain(change, weight, constraint.settings())
             assert torch.equal(change.dense(), dense)
-            assert not torch.equal(restrained.dense(), dense)
+            assert not torch.equal(constrained.dense(), dense)
             assert torch.equal(weight, before)
 
 
 # -- PRUNE -------------------------------------------------------------------------------------------------------------
 
 
-def restrained_values(change: Tensor, weight: Tensor, base: float) -> Tensor:
+def constrained_values(change: Tensor, weight: Tensor, base: float) -> Tensor:
     """PRUNE by a dense decomposition in float64."""
     left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
     largest = torch.linalg.svdvals(weight.double())[0].item()
@@ -181,21 +188,21 @@ SHAPES = [(12, 20, 3), (20, 12, 3), (8, 8, 8), (6, 9, 30), (9, 6, 30), (5, 5, 1)
 @pytest.mark.parametrize("base", [math.e, 1.2, 10.0])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "columns", "facts"), SHAPES)
-def test_singular_values_are_restrained(
+def test_singular_values_are_constrained(
     kind: str, base: float, dtype: torch.dtype, rows: int, columns: int, facts: int
 ) -> None:
     """Also where there are more facts than either side of the weight has entries."""
     change = change_of(kind, rows, columns, facts, dtype, scale=5)
     weight = _random(rows, columns, seed=7, dtype=dtype)
-    restrained = PRUNING.constrain(change, weight, Settings(prune_base=base))
-    expected = restrained_values(change.dense().double() if kind != "low rank" else _product(change), weight, base)
-    error = (restrained.dense().double() - expected).norm() / expected.norm()
+    constrained = PRUNING.constrain(change, weight, PruneSettings(prune_base=base))
+    expected = constrained_values(change.dense().double() if kind != "low rank" else _product(change), weight, base)
+    error = (constrained.dense().double() - expected).norm() / expected.norm()
     assert error <= (1e-5 if dtype == torch.float32 else 1e-12)
-    assert restrained.shape == change.shape
-    assert all(tensor.dtype == dtype for tensor in restrained.tensors().values())
-    assert isinstance(restrained, LowRank if kind == "low rank" else Dense)
-    assert restrained.rank <= min(rows, columns)
-    restrained.check()
+    assert constrained.shape == change.shape
+    assert all(tensor.dtype == dtype for tensor in constrained.tensors().values())
+    assert isinstance(constrained, LowRank if kind == "low rank" else Dense)
+    assert constrained.rank <= min(rows, columns)
+    constrained.check()
 
 
 def _product(change: Change) -> Tensor:
@@ -209,8 +216,8 @@ def test_singular_values_below_the_weights_largest_are_left() -> None:
     change = torch.diag(torch.tensor([100.0, 5.0, 3.9, 0.5, 0.0]))
     left, _, right = torch.linalg.svd(_random(5, 5))
     factors = LowRank(left @ change, right.T)
-    restrained = PRUNING.constrain(factors, weight, Settings())
-    values = torch.linalg.svdvals(restrained.dense())
+    constrained = PRUNING.constrain(factors, weight, PruneSettings())
+    values = torch.linalg.svdvals(constrained.dense())
     expected = [math.log(25) + 4, math.log(1.25) + 4, 3.9, 0.5, 0]
     torch.testing.assert_close(values, torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
@@ -219,7 +226,7 @@ def test_singular_values_below_the_weights_largest_are_left() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_change_within_the_weights_range_is_returned_as_it_is(kind: str, dtype: torch.dtype) -> None:
     change = change_of(kind, 12, 20, dtype=dtype, scale=1e-3)
-    assert PRUNING.constrain(change, _random(12, 20, seed=7, dtype=dtype), Settings()) is change
+    assert PRUNING.constrain(change, _random(12, 20, seed=7, dtype=dtype), PruneSettings()) is change
 
 
 def test_a_change_of_nothing_is_returned_as_it_is() -> None:
@@ -228,30 +235,30 @@ def test_a_change_of_nothing_is_returned_as_it_is() -> None:
         LowRank(torch.zeros(4, 2), _random(5, 2)),
         Dense(torch.zeros(4, 5)),
     ):
-        assert PRUNING.constrain(change, _random(4, 5), Settings()) is change
+        assert PRUNING.constrain(change, _random(4, 5), PruneSettings()) is change
 
 
-def test_columns_that_repeat_one_another_are_restrained_together() -> None:
+def test_columns_that_repeat_one_another_are_constrained_together() -> None:
     """Facts of like keys: the factors have less than full rank."""
     residual, gain = _random(6, 2), _random(9, 2, seed=1)
     change = LowRank(torch.cat([residual] * 20, 1), torch.cat([gain] * 20, 1))
     weight = _random(6, 9, seed=7)
-    restrained = PRUNING.constrain(change, weight, Settings())
-    expected = restrained_values(_product(change), weight, math.e)
-    assert (restrained.dense().double() - expected).norm() <= 1e-5 * expected.norm()
+    constrained = PRUNING.constrain(change, weight, PruneSettings())
+    expected = constrained_values(_product(change), weight, math.e)
+    assert (constrained.dense().double() - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_half_precision_weights_have_the_singular_values_of_their_values() -> None:
     change, weight = change_of("low rank", 6, 9, scale=5), _random(6, 9, seed=7).bfloat16()
-    restrained = PRUNING.constrain(change, weight, Settings())
-    expected = restrained_values(_product(change), weight, math.e)
-    assert (restrained.dense().double() - expected).norm() <= 1e-5 * expected.norm()
+    constrained = PRUNING.constrain(change, weight, PruneSettings())
+    expected = constrained_values(_product(change), weight, math.e)
+    assert (constrained.dense().double() - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_weights_seen_transposed_have_the_same_singular_values() -> None:
     change, stored = change_of("low rank", 6, 9, scale=5), _random(9, 6, seed=7)
-    one = PRUNING.constrain(change, stored.T, Settings())
-    other = PRUNING.constrain(change, stored.T.contiguous(), Settings())
+    one = PRUNING.constrain(change, stored.T, PruneSettings())
+    other = PRUNING.constrain(change, stored.T.contiguous(), PruneSettings())
     torch.testing.assert_close(one.dense(), other.dense(), rtol=1e-6, atol=1e-6)
 
 
@@ -260,9 +267,9 @@ def test_weights_seen_transposed_have_the_same_singular_values() -> None:
 LAYERS = (0, 1, 2)
 
 
-def test_what_restraints_say_of_themselves() -> None:
+def test_what_constraints_say_of_themselves() -> None:
     assert (RELATIVE_CHANGE.when, PRUNING.when) == ("batch", "sequence")
-    assert (RELATIVE_CHANGE.uses, PRUNING.uses) == (("rect_keep",), ("prune_base",))
+    assert (RELATIVE_CHANGE.settings.names(), PRUNING.settings.names()) == (("rect_keep",), ("prune_base",))
     assert RelativeChange() == RELATIVE_CHANGE
     assert Pruning() == PRUNING
     assert (RECT.constraint, PRUNE.constraint) == (RELATIVE_CHANGE, PRUNING)
@@ -273,17 +280,17 @@ def test_what_restraints_say_of_themselves() -> None:
 def test_rect_is_memit_with_most_entries_zeroed_in_the_end(
     tiny_models: EditableModel, moments: object, world_facts: tuple[Fact, ...], strategy: str
 ) -> None:
-    """Layers are solved on the unrestrained changes below them: factors are MEMIT's, to the bit."""
+    """Layers are solved on the unconstrained changes below them: factors are MEMIT's, to the bit."""
     options = {
         "layers": LAYERS, "templates": ["{}"], "strategy": strategy, "corpus": moments(tiny_models.structure.d_ff),  # type: ignore[operator]
         "settings": {"lambda": 2.0, "v_num_grad_steps": 2},
     }  # fmt: skip
     plain = bluedit.edit(tiny_models, world_facts[:2], method=MEMIT, **options)
-    restrained = bluedit.edit(tiny_models, world_facts[:2], method=RECT, **options)
-    for name, change in restrained.changes.items():
+    constrained = bluedit.edit(tiny_models, world_facts[:2], method=RECT, **options)
+    for name, change in constrained.changes.items():
         assert isinstance(change, Masked)
         assert all(torch.equal(change.factors.tensors()[part], value) for part, value in plain.changes[name].tensors().items())
-        record = restrained.manifest.weights[name]
+        record = constrained.manifest.weights[name]
         weight = tiny_models.matrix(record.layer)
         sizes = (change.factors.dense() / (weight + 1e-8)).abs()
         assert change.mask_DF.tolist() == brute_force(sizes.tolist(), 0.4)
@@ -293,7 +300,7 @@ def test_rect_is_memit_with_most_entries_zeroed_in_the_end(
 
 @pytest.mark.filterwarnings("ignore:the change of layer")
 @pytest.mark.parametrize("constraint", [Pruning(when="batch"), RelativeChange(when="sequence")])
-def test_restraints_act_when_they_say(
+def test_constraints_act_when_they_say(
     own_gpt2: EditableModel, moments: object, world_facts: tuple[Fact, ...], constraint: Pruning | RelativeChange
 ) -> None:
     """The other way round from the published methods."""
@@ -307,18 +314,18 @@ def test_restraints_act_when_they_say(
     for name, change in first.changes.items():
         weight = weights[first.manifest.weights[name].layer]
         expected = (
-            constraint.constrain(plain.changes[name], weight, session.plan.settings)
+            constraint.constrain(plain.changes[name], weight, session.setup.settings)
             if constraint.when == "batch"
             else plain.changes[name]
         )
         assert torch.equal(change.dense(), expected.dense())
     session.apply(world_facts[2:4])
-    unrestrained = [dict(patch.changes) for patch in session.patches]
+    unconstrained = [dict(patch.changes) for patch in session.patches]
     whole = session.finish()
     assert session.finished == (constraint.when == "sequence")
     if constraint.when == "sequence":
         for name, change in whole.changes.items():
-            dense = sum(changes[name].dense() for changes in unrestrained)
+            dense = sum(changes[name].dense() for changes in unconstrained)
             kept = change.dense() != 0
             assert int(kept.sum()) == int(0.4 * 32 * 48)
             torch.testing.assert_close(change.dense()[kept], dense[kept], rtol=1e-4, atol=1e-4)
@@ -328,15 +335,16 @@ def test_restraints_act_when_they_say(
 class _Halving:
     """A constraint of one's own: any object with these members."""
 
+    name = "halving"
+    settings = RectSettings
     when = "batch"
-    uses = ("rect_keep",)
 
-    def constrain(self, change: Change, weight_DF: Tensor, settings: Settings) -> Change:
+    def constrain(self, change: Change, weight_DF: Tensor, settings: RectSettings) -> Change:
         return Dense(change.dense() * settings.rect_keep)
 
 
 @pytest.mark.filterwarnings("ignore:the change of layer")
-def test_a_restraint_of_ones_own(tiny_gpt2: EditableModel, moments: object, world_facts: tuple[Fact, ...]) -> None:
+def test_a_constraint_of_ones_own(tiny_gpt2: EditableModel, moments: object, world_facts: tuple[Fact, ...]) -> None:
     method: Method = replace(MEMIT, name="mine", constraint=_Halving())  # type: ignore[arg-type]
     assert "rect_keep" in method.uses
     options = {"layers": [1], "templates": ["{}"], "corpus": moments(48)}  # type: ignore[operator]

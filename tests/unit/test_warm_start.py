@@ -1,4 +1,4 @@
-"""Predicted starts: the ridge regression is the textbook's, and an optimisation that uses it is made of plain ones."""
+"""Warm starts: the ridge regression is the textbook's, and an optimisation that uses it is made of plain ones."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from bluedit.editors.closed_form.keys import fact_states
+from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.editors.closed_form.warm_start import predict_deltas, spread
 from bluedit.facts import Fact
-from bluedit.methods import MLP_AND_ATTENTION, MLP_OUTPUT, Objective, Settings
+from bluedit.methods import MLP_AND_ATTENTION, MLP_OUTPUT, Objective
 from bluedit.models import EditableModel
 
 TEMPLATES = ("{}", "It rained. {}")
-SETTINGS = Settings(v_num_grad_steps=5, v_lr=0.3, early_stop_loss=0.0)
+SETTINGS = ValueSettings(v_num_grad_steps=5, v_lr=0.3, early_stop_loss=0.0)
 
 
 @pytest.mark.parametrize(("count", "total"), [(1, 1), (3, 10), (7, 7), (128, 400)])
@@ -50,7 +51,7 @@ def test_predictions_are_the_textbooks_ridge_regression(tiny_models: EditableMod
     torch.testing.assert_close(found_DM.double(), expected_DM, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("objective", [Objective(), MLP_OUTPUT, MLP_AND_ATTENTION], ids=["layer", "mlp", "two sites"])
+@pytest.mark.parametrize("objective", [Objective(), MLP_OUTPUT, MLP_AND_ATTENTION], ids=["layer", "mlp", "two components"])
 def test_it_is_made_of_plain_optimisations(
     tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...], objective: Objective
 ) -> None:
