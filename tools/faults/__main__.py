@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from faults.plan import Copy, Fault, problem, read_faults
@@ -21,44 +20,46 @@ from faults.trial import Result, preload, run_tests
 _TIMEOUT = 300.0
 
 
-class _Baselines:
-    """What tests give on the right source; each file of them is run once."""
+class _Planter:
+    """Plants faults in a copy of the source, and runs the tests that should notice."""
 
-    def __init__(self, copy: Copy, folder: Path, timeout: float) -> None:
-        self._copy, self._folder, self._timeout = copy, folder, timeout
-        self._known: dict[str, Result] = {}
+    def __init__(self, folder: Path, timeout: float) -> None:
+        self._folder, self._timeout = folder, timeout
+        self._copy = Copy(folder)
+        self._right: dict[str, bool] = {}
 
-    def of(self, test: str) -> Result:
-        """The outcome of a file of tests, or of one test in it."""
-        file = test.partition("::")[0]
-        if file not in self._known:
-            self._known[file] = run_tests(self._copy.source, [file], self._folder, timeout=self._timeout)
-        found = self._known[file]
-        passed, failed = (
-            tuple(name for name in names if name.startswith(f"tests/{test}")) for names in (found.passed, found.failed)
-        )
-        return replace(found, passed=passed, failed=failed)
+    def outcome(self, fault: Fault) -> tuple[str, str]:
+        """What became of a fault, and by what. A test that fails without the fault as well has noticed nothing."""
+        if (why := problem(fault)) is not None:
+            return "broken", why
+        aside: list[str] = []
+        while True:
+            self._copy.plant(fault)
+            try:
+                tests = [test for test in fault.tests if f"tests/{test.partition('::')[0]}" not in aside]
+                found = self._run(tests, without=aside) if tests else Result()
+            finally:
+                self._copy.mend([fault])
+            if found.timed_out:
+                return "caught", f"no end after {self._timeout:g} s"
+            if not found.failed:
+                break
+            if self._passes(found.failed[0]):
+                return "caught", found.failed[0].removeprefix("tests/")
+            aside.append(found.failed[0])
+        note = f"; these fail anyway: {', '.join(aside)}" if aside else ""
+        if not found.passed:
+            return "untested", f"no test of {', '.join(fault.tests)} ran{note}"
+        return "SURVIVED", f"{len(found.passed)} tests of {', '.join(fault.tests)}{note}"
 
+    def _passes(self, name: str) -> bool:
+        """Whether a test passes, or a file of tests can be read, without any fault."""
+        if name not in self._right:
+            self._right[name] = not self._run([name.removeprefix("tests/")], collect="::" not in name).failed
+        return self._right[name]
 
-def _outcome(fault: Fault, copy: Copy, baselines: _Baselines, folder: Path, timeout: float) -> tuple[str, str]:
-    """What became of a fault, and by what."""
-    if (why := problem(fault)) is not None:
-        return "broken", why
-    tests = [test for test in fault.tests if baselines.of(test).passed]
-    if not tests:
-        return "untested", f"no test of {', '.join(fault.tests)} passes without the fault"
-    failing = [name for test in tests for name in baselines.of(test).failed]
-    copy.plant(fault)
-    try:
-        found = run_tests(copy.source, tests, folder, without=failing, first=True, timeout=timeout)
-    finally:
-        copy.mend([fault])
-    if found.timed_out:
-        return "caught", f"no end after {timeout:g} s"
-    if found.failed:
-        return "caught", found.failed[0].removeprefix("tests/")
-    aside = f", {len(failing)} left out that fail anyway" if failing else ""
-    return "SURVIVED", f"{len(found.passed)} tests of {', '.join(tests)}{aside}"
+    def _run(self, tests: Sequence[str], *, without: Sequence[str] = (), collect: bool = False) -> Result:
+        return run_tests(self._copy.source, tests, self._folder, without=without, collect=collect, timeout=self._timeout)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,11 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     preload()
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
-        folder = Path(name)
-        copy = Copy(folder)
-        baselines = _Baselines(copy, folder, chosen.timeout)
+        planter = _Planter(Path(name), chosen.timeout)
         for number, fault in numbered:
-            outcome, by = _outcome(fault, copy, baselines, folder, chosen.timeout)
+            outcome, by = planter.outcome(fault)
             counts[outcome] += 1
             print(f"{number:4} {outcome:9} {fault.file}: {fault.name}\n{'':15}{by}", flush=True)
     print(", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()) or "nothing to plant")

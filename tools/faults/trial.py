@@ -50,16 +50,16 @@ def preload() -> None:
 
 
 def run_tests(
-    source: Path, tests: Sequence[str], folder: Path, *, without: Sequence[str] = (), first: bool = False, timeout: float
+    source: Path, tests: Sequence[str], folder: Path, *, without: Sequence[str] = (), collect: bool = False, timeout: float
 ) -> Result:
-    """Run tests with the package in `source`.
+    """Run tests with the package in `source`, until one fails.
 
     **Arguments**
 
     - `tests`: relative to `tests/`; none passes where one of them is not there.
     - `folder`: for temporary files.
     - `without`: tests that are left out.
-    - `first`: stop at the first that fails.
+    - `collect`: only see that they can be loaded.
     """
     answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
@@ -67,7 +67,7 @@ def run_tests(
     process = os.fork()
     if not process:
         try:
-            _child(source, tests, folder, answer, without, first)
+            _child(source, tests, folder, answer, without, collect)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -114,7 +114,7 @@ class _Watcher:
 
 
 def _child(
-    source: Path, tests: Sequence[str], folder: Path, answer: Path, without: Sequence[str], first: bool
+    source: Path, tests: Sequence[str], folder: Path, answer: Path, without: Sequence[str], collect: bool
 ) -> None:
     os.setsid()
     os.chdir(ROOT)
@@ -136,7 +136,7 @@ def _child(
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(folder / "pytest"), "--tb=short"]
     # Of libraries that are loaded already pytest cannot rewrite the assertions, and need not.
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    options += ["-x"] if first else ["--continue-on-collection-errors"]
+    options += ["-x", *(["--collect-only"] if collect else [])]
     options += [f"--deselect={name}" for name in without]
     pytest.main([*options, *(f"tests/{name}" for name in tests)], plugins=[watcher])
     place = Path(str(sys.modules["bluedit"].__file__)).resolve() if "bluedit" in sys.modules else source.resolve()
