@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bluedit.datasets import read_dataset
-from bluedit.edits import applied_patches
 from bluedit.editing import plan_edit
 from bluedit.editors.closed_form.optimizer import Values
+from bluedit.edits import applied_patches
 from bluedit.evaluation.scoring import tally
 from bluedit.experiments import Experiment, read_recipe, runner
 from bluedit.experiments.sharing import SharedValues, edited_layers

@@ -1,8 +1,8 @@
 """Plant faults one after the other, and say which of them the tests notice.
 
-    PYTHONPATH=tools python -m faults                 # all
-    PYTHONPATH=tools python -m faults --only 3 17     # these
-    PYTHONPATH=tools python -m faults --list          # plant nothing
+PYTHONPATH=tools python -m faults                 # all
+PYTHONPATH=tools python -m faults --only 3 17     # these
+PYTHONPATH=tools python -m faults --list          # plant nothing
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from faults.plan import Copy, Fault, problem, read_faults
@@ -26,40 +26,37 @@ class _Planter:
     def __init__(self, folder: Path, timeout: float) -> None:
         self._folder, self._timeout = folder, timeout
         self._copy = Copy(folder)
-        self._right: dict[str, bool] = {}
+        self._right: set[str] = set()
+        self._wrong: set[str] = set()
 
     def outcome(self, fault: Fault) -> tuple[str, str]:
-        """What became of a fault, and by what. A test that fails without the fault as well has noticed nothing."""
+        """What became of a fault, and by what: the name of the test that noticed, where one did."""
         if (why := problem(fault)) is not None:
             return "broken", why
-        aside: list[str] = []
-        while True:
-            self._copy.plant(fault)
-            try:
-                tests = [test for test in fault.tests if f"tests/{test.partition('::')[0]}" not in aside]
-                found = self._run(tests, without=aside) if tests else Result()
-            finally:
-                self._copy.mend([fault])
-            if found.timed_out:
-                return "caught", f"no end after {self._timeout:g} s"
-            if not found.failed:
-                break
-            if self._passes(found.failed[0]):
-                return "caught", found.failed[0].removeprefix("tests/")
-            aside.append(found.failed[0])
-        note = f"; these fail anyway: {', '.join(aside)}" if aside else ""
+        self._copy.plant(fault)
+        try:
+            found = self._run(fault.tests, without=sorted(self._wrong))
+        finally:
+            self._copy.mend([fault])
+        if found.failed:
+            return "caught", found.failed[0]
+        if found.timed_out:
+            return "caught", f"no end after {self._timeout:g} s"
         if not found.passed:
-            return "untested", f"no test of {', '.join(fault.tests)} ran{note}"
-        return "SURVIVED", f"{len(found.passed)} tests of {', '.join(fault.tests)}{note}"
+            return "untested", f"no test of {', '.join(fault.tests)} ran"
+        return "SURVIVED", f"{len(found.passed)} tests of {', '.join(fault.tests)}"
 
-    def _passes(self, name: str) -> bool:
-        """Whether a test passes, or a file of tests can be read, without any fault."""
-        if name not in self._right:
-            self._right[name] = not self._run([name.removeprefix("tests/")], collect="::" not in name).failed
-        return self._right[name]
+    def misled(self, names: Iterable[str]) -> set[str]:
+        """Those among some tests that fail without any fault. They are left out from then on."""
+        new = {name for name in names if "::" in name} - self._right - self._wrong
+        if new:
+            found = self._run(sorted(name.removeprefix("tests/") for name in new), whole=True)
+            self._wrong |= new - set(found.passed)
+            self._right |= new & set(found.passed)
+        return self._wrong & set(names)
 
-    def _run(self, tests: Sequence[str], *, without: Sequence[str] = (), collect: bool = False) -> Result:
-        return run_tests(self._copy.source, tests, self._folder, without=without, collect=collect, timeout=self._timeout)
+    def _run(self, tests: Sequence[str], *, without: Sequence[str] = (), whole: bool = False) -> Result:
+        return run_tests(self._copy.source, tests, self._folder, without=without, whole=whole, timeout=self._timeout)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,13 +79,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{number:4} {fault.file}: {fault.name}")
         return 0
     preload()
-    counts: Counter[str] = Counter()
+    outcomes: dict[int, tuple[str, str]] = {}
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
-        planter = _Planter(Path(name), chosen.timeout)
-        for number, fault in numbered:
-            outcome, by = planter.outcome(fault)
-            counts[outcome] += 1
-            print(f"{number:4} {outcome:9} {fault.file}: {fault.name}\n{'':15}{by}", flush=True)
+        planter, left = _Planter(Path(name), chosen.timeout), dict(numbered)
+        while left:
+            for number, fault in left.items():
+                outcomes[number] = outcome, by = planter.outcome(fault)
+                print(f"{number:4} {outcome:9} {fault.file}: {fault.name}\n{'':15}{by.removeprefix('tests/')}", flush=True)
+            # A test that fails on the right source has noticed nothing: those faults are planted again, without it.
+            misled = planter.misled(by for outcome, by in outcomes.values() if outcome == "caught")
+            left = {number: fault for number, fault in left.items() if outcomes[number][1] in misled}
+            for test in sorted(misled):
+                print(f"{'':5}fails without a fault too: {test}", flush=True)
+    counts = Counter(outcome for outcome, _ in outcomes.values())
     print(", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()) or "nothing to plant")
     return 0 if counts.keys() <= {"caught"} else 1
 

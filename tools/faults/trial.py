@@ -50,7 +50,7 @@ def preload() -> None:
 
 
 def run_tests(
-    source: Path, tests: Sequence[str], folder: Path, *, without: Sequence[str] = (), collect: bool = False, timeout: float
+    source: Path, tests: Sequence[str], folder: Path, *, without: Sequence[str] = (), whole: bool = False, timeout: float
 ) -> Result:
     """Run tests with the package in `source`, until one fails.
 
@@ -59,7 +59,7 @@ def run_tests(
     - `tests`: relative to `tests/`; none passes where one of them is not there.
     - `folder`: for temporary files.
     - `without`: tests that are left out.
-    - `collect`: only see that they can be loaded.
+    - `whole`: run all of them, also after one has failed.
     """
     answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
@@ -67,7 +67,7 @@ def run_tests(
     process = os.fork()
     if not process:
         try:
-            _child(source, tests, folder, answer, without, collect)
+            _child(source, tests, folder, answer, without, whole)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -113,21 +113,14 @@ class _Watcher:
             self.failed.append(report.nodeid)
 
 
-def _child(
-    source: Path, tests: Sequence[str], folder: Path, answer: Path, without: Sequence[str], collect: bool
-) -> None:
+def _child(source: Path, tests: Sequence[str], folder: Path, answer: Path, without: Sequence[str], whole: bool) -> None:
     os.setsid()
     os.chdir(ROOT)
     log = os.open(folder / "log.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    # Processes that tests start get it too; what is compiled of a wrong file is not kept.
-    os.environ |= {
-        "PYTHONPATH": str(source),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
-    }
-    sys.dont_write_bytecode = True
+    # Processes that tests start get it too.
+    os.environ |= {"PYTHONPATH": str(source), "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis")}
     sys.path.insert(0, str(source))
 
     import pytest
@@ -136,7 +129,7 @@ def _child(
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(folder / "pytest"), "--tb=short"]
     # Of libraries that are loaded already pytest cannot rewrite the assertions, and need not.
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    options += ["-x", *(["--collect-only"] if collect else [])]
+    options += [] if whole else ["-x"]
     options += [f"--deselect={name}" for name in without]
     pytest.main([*options, *(f"tests/{name}" for name in tests)], plugins=[watcher])
     place = Path(str(sys.modules["bluedit"].__file__)).resolve() if "bluedit" in sys.modules else source.resolve()
