@@ -17,7 +17,7 @@ from bluedit.facts import Fact
 from bluedit.models import EditableModel, ModelRespondent, Respondent
 from bluedit.models.generation import generate
 from bluedit.models.likelihood import Answer, Query, answer_queries
-from bluedit.models.respondent import ModelRespondent, Respondent, as_respondent
+from bluedit.models.respondent import as_respondent
 
 
 @dataclass(frozen=True)
