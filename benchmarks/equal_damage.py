@@ -18,10 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bluedit.layers import parse_layers
-
 from bluedit.datasets import read_dataset
 from bluedit.editing import plan_edit, run_plan
+from bluedit.editors.layers import parse_layers
 from bluedit.evaluation import score_cases
 from bluedit.evaluation.language import HeldOutText, draw_rows
 from bluedit.experiments.sharing import SharedValues

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bluedit import Settings, edit
+from bluedit import MEMIT, edit
 from bluedit.datasets import read_dataset
 from bluedit.editors.closed_form.keys import context_templates, fact_states
 from bluedit.editors.closed_form.optimizer import optimise_values
@@ -30,9 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "fewer_steps.json"
 COUNTS = (1, 4, 8, 12, 16, 20, 25)
 
 
-def predicted(
-    model: EditableModel, seen: list[Fact], new: list[Fact], layer: int, templates: Any, settings: Settings
-) -> Tensor:
+def predicted(model: EditableModel, seen: list[Fact], new: list[Fact], layer: int, templates: Any, settings: Any) -> Tensor:
     """Deltas for new facts, (D, N)."""
     taught = optimise_values(model, seen, layer, templates, settings)
     delta_DN = taught.targets_DN - taught.initial_DN
@@ -74,7 +72,7 @@ def main() -> None:
     seen, new = facts[: options.seen], facts[options.seen :]
     known = find_preset(model.model.config)
     assert known is not None
-    settings = Settings().override(known.settings_for("memit", "boundary")).override({"early_stop_loss": 0.0})
+    settings = MEMIT.override(known.settings_for("memit", "boundary"), {"early_stop_loss": 0.0})
     templates = context_templates(model, 0)
     rows: list[dict[str, Any]] = []
     for layer in (known.layers[0], known.layers[-1]):

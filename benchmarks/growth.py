@@ -19,15 +19,15 @@ import bluedit
 from bluedit.datasets import read_dataset
 from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.editors.closed_form.keys import context_templates
+from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.facts import Fact
-from bluedit.methods import Settings
 from bluedit.models import EditableModel, load_model
 from bluedit.sessions import Session
 from bluedit.storage.files import atomic_file
 
 RESULTS = Path(__file__).parent / "results" / "growth.json"
-SETTINGS = Settings(v_num_grad_steps=10, early_stop_loss=0.0)
+SETTINGS = ValueSettings(v_num_grad_steps=10, early_stop_loss=0.0)
 
 
 def seconds_of(model: EditableModel, facts: list[Fact], layer: int, templates: Any) -> float:

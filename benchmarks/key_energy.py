@@ -12,10 +12,10 @@ import argparse
 import json
 
 import torch
-from bluedit.layers import parse_layers
-from bluedit.values import fact_keys
 
 from bluedit.datasets import read_dataset
+from bluedit.editors.closed_form.keys import fact_keys
+from bluedit.editors.layers import parse_layers
 from bluedit.models import load_model
 from bluedit.statistics import Statistics, read_corpus
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bluedit.datasets import read_dataset
-from bluedit.editing import Metrics, plan_edit, run_batch
+from bluedit.editing import plan_edit
+from bluedit.editors.closed_form.loop import edit_batch
+from bluedit.editors.closed_form.state import InverseMetrics
 from bluedit.evaluation import score_cases
 from bluedit.models import load_model
 from bluedit.storage.files import atomic_file
@@ -53,20 +55,20 @@ def main() -> None:
         "settings": {key: plans[0].settings.as_dict()[key] for key in ("lambda", "shrinkage", "v_lr", "clamp_norm_factor")},
     }
     # Second moments are those of the model before any edit.
-    metrics = Metrics(plans[0])
+    metrics = InverseMetrics(plans[0])
     metrics.prepare(model, range(depth))
     for a in range(depth):
         todo = [b for b in range(a, depth) if not any(run["pair"] == [a, b] for run in finished(results))]
         if not todo:
             continue
-        first, _ = run_batch(model, plans[a], metrics)
+        first = edit_batch(model, plans[a], metrics).edit
         with first.applied(model):
             for b in todo:
                 started = time.monotonic()
                 if b == a:
                     scores = score_cases(model, cases)
                 else:
-                    second, _ = run_batch(model, plans[b], metrics)
+                    second = edit_batch(model, plans[b], metrics).edit
                     with second.applied(model):
                         scores = score_cases(model, cases)
                 line = "  ".join(f"{name} {scores[name]}" for name in ("ES", "PS", "NS", "S"))

@@ -20,14 +20,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bluedit.layers import parse_layers
-
 from bluedit.datasets import read_dataset
 from bluedit.editing import plan_edit, run_plan
+from bluedit.editors.layers import parse_layers
 from bluedit.evaluation.language import HeldOutText, draw_rows
-from bluedit.evaluation.scoring import answer_queries, tally
+from bluedit.evaluation.scoring import tally
 from bluedit.experiments.sharing import SharedValues
 from bluedit.models import load_model
+from bluedit.models.likelihood import answer_queries
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.storage.files import atomic_file
 from bluedit.tuning.held_out import hold_out

@@ -20,14 +20,15 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from bluedit.datasets import read_dataset
 from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.editors.closed_form.priors import SECOND_MOMENT
-from bluedit.methods import METHODS
+from bluedit.editors.closed_form.state import InverseMetrics
+from bluedit.methods import METHODS, Method
 from bluedit.models import load_model
 from bluedit.sessions import Session
 from bluedit.statistics.inverse import shrink
@@ -46,7 +47,9 @@ def resident() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--method", default="memit-seq", choices=[name for name, method in METHODS.items() if method.caches_keys]
+        "--method",
+        default="memit-seq",
+        choices=[name for name, method in METHODS.items() if isinstance(method, Method) and method.caches_keys],
     )
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--facts", type=int, default=10, help="facts of a batch")
@@ -63,7 +66,7 @@ def main() -> None:
     settings = {"v_num_grad_steps": options.evaluations, "early_stop_loss": 0.0}
     session = Session(model, method=METHODS[options.method].with_strategy(BOUNDARY), settings=settings)
     session.apply([])  # second moments and their inverses are not what is measured
-    session._metrics.prepare(model, [step.layer for step in BOUNDARY.steps(session.plan.layers)])
+    cast("InverseMetrics", session._state).prepare(model, [step.layer for step in BOUNDARY.steps(session.setup.layers)])
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         for facts in batches:
@@ -115,12 +118,12 @@ def textbook(session: Session) -> dict[str, dict[str, float]]:
     Dense (BLUE eq. 8): solve (lambda C + Kp Kp^T + K1 K1^T) X = K1 with all past keys written out; its solution is the
     recursive Q.
     """
-    batches = [batch.keys for batch in session._batches if batch.keys]
-    layer = next(iter(batches[0]))
-    keys = [batch[layer].double() for batch in batches]
-    settings, model = session.plan.settings, session.model
+    batches = [batch.memory for batch in session._batches if batch.memory]
+    name = next(iter(batches[0]))
+    keys, layer = [batch[name].double() for batch in batches], int(name)
+    settings, model = session.setup.settings, session.model
     session.undo(len(session))
-    moment = session.plan.statistics.moments(model, [layer])[layer]
+    moment = session.setup.statistics.moments(model, [layer])[layer]
     metric = SECOND_MOMENT.inverse(moment, settings)
     prior_FF = settings.lambda_ * shrink(moment.matrix_FF, settings.shrinkage)
     found: dict[str, dict[str, float]] = {}

@@ -43,10 +43,10 @@ import bluedit
 from bluedit.datasets import World, read_dataset
 from bluedit.editors.closed_form.inverse_metric import InverseMetric
 from bluedit.editors.closed_form.keys import context_templates
+from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.evaluation import score_cases
 from bluedit.facts import Fact
-from bluedit.methods import Settings
 from bluedit.models import EditableModel, load_model
 from bluedit.statistics import SecondMoment, Statistics, second_moments
 from bluedit.storage.files import atomic_file
@@ -54,7 +54,7 @@ from bluedit.storage.files import atomic_file
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed.json"
 DATA = HERE.parent.parent / "shared" / "data"
-SETTINGS = Settings(v_num_grad_steps=25, early_stop_loss=0.0, v_lr=0.1)
+SETTINGS = ValueSettings(v_num_grad_steps=25, early_stop_loss=0.0, v_lr=0.1)
 
 
 class Material:

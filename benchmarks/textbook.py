@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from bluedit.datasets import Case
+from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.facts import Fact
-from bluedit.methods import Settings
 from bluedit.models import Batch, EditableModel, Row
 
 __all__ = ["dense_update", "optimise_one", "score_one", "second_moment_of_one_layer"]
 
 
 def optimise_one(
-    model: EditableModel, fact: Fact, layer: int, templates: Sequence[str], settings: Settings
+    model: EditableModel, fact: Fact, layer: int, templates: Sequence[str], settings: ValueSettings
 ) -> tuple[Tensor, float]:
     """The target of one fact (ROME eq. 4, MEMIT eq. 16) and its last loss; torch's own Adam, no early stop but the
     setting's."""

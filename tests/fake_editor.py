@@ -172,9 +172,7 @@ class Shift(Editor):
         network = model.model
         place = model.structure.layer_path(settings.shift_layer)
         embeddings_VD = network.get_input_embeddings().weight.detach()
-        targets = torch.stack(
-            [embeddings_VD[model.text.row(fact, with_target=True).target[0]] for fact in plan.facts]
-        ).double()
+        targets = torch.stack([embeddings_VD[model.text.row(fact, with_target=True).target[0]] for fact in plan.facts]).double()
         asked_D = targets.mean(0)
         if place in seen.asked:
             past_D = seen.asked[place].to(asked_D)
@@ -189,9 +187,7 @@ class Shift(Editor):
         finally:
             detach()
         record = OptimisationRecord(layer=settings.shift_layer, evaluations=(1,) * len(found), losses=found)
-        manifest = manifest_of(
-            model, plan, kind=ShiftEdit.kind, optimisation=[record], seconds=time.monotonic() - started
-        )
+        manifest = manifest_of(model, plan, kind=ShiftEdit.kind, optimisation=[record], seconds=time.monotonic() - started)
         return Edited(ShiftEdit({place: vector_D}, manifest), {place: asked_D.float().cpu()})
 
     def restore(

@@ -25,7 +25,7 @@ __all__ = ["EditOptions", "Facts", "Plan", "Progress", "Setup", "edit", "plan_ed
 
 
 class EditOptions(TypedDict, total=False):
-    """What :func:`bluedit.edit` takes beside model and facts, all of it optional."""
+    """What :func:`bluedit.edit` takes in addition to model and facts, all of it optional."""
 
     method: Editor | str | None
     strategy: Strategy | str | None
@@ -61,7 +61,7 @@ def edit(
     - `method`: an editor, such as a :class:`~bluedit.editors.closed_form.method.Method`, or a name; `blue(MEMIT)` when left
       out.
     - `strategy`: replaces the method's strategy: a :class:`~bluedit.strategies.Strategy` or a name.
-    - `layers`: the critical layers; may be left out for known models. `"auto"`: those that the kept trace of this very model
+    - `layers`: the critical layers; may be left out for known models. `"auto"`: those that the stored trace of this very model
       shows (see :mod:`bluedit.tracing.choice`).
     - `settings`: a mapping of overrides such as `{"lambda": 5}`, or the method's settings as an object.
     - `corpus`: where second moments come from: `"text:FILE"`, or a :class:`~bluedit.statistics.Statistics`.
@@ -69,7 +69,7 @@ def edit(
     - `seed`: of the templates; nothing else is random.
     - `on_conflict`: what becomes of facts that give one subject and relation, or one prompt, two targets: `"error"` refuses
       them, with `"last"` the later one wins, `"keep"` edits both.
-    - `progress`: called as `progress(task, advance, total)` while work goes on.
+    - `progress`: called as `progress(task, advance, total)` while work continues.
 
     **Returns** an :class:`~bluedit.edits.Edit`; methods that change weights give a :class:`~bluedit.edits.Patch`. An edit of no
     facts is the empty one. A method whose constraint acts at the end of a sequence (PRUNE) takes the one batch for the whole
@@ -104,7 +104,7 @@ def run_plan(
 ) -> Edit:
     """Carry out a plan: a sequence of one batch, its end included. The model is left as it was.
 
-    `state` and `store` are what is there already; see :meth:`~bluedit.editors.base.Editor.edit`.
+    `state` and `store` are those of earlier edits; see :meth:`~bluedit.editors.base.Editor.edit`.
     """
     method = plan.method
     done = method.edit(model, plan, state or method.begin(plan), progress, store).edit

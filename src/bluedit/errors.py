@@ -1,6 +1,6 @@
 """Every error bluedit raises on purpose, and the base of its warnings.
 
-:class:`InputError` is for what the caller can mend (exit code 2 on the command line; also a `ValueError`). With exit code 1
+:class:`InputError` is for what the caller can fix (exit code 2 on the command line; also a `ValueError`). With exit code 1
 go :class:`NumericsError`, for computations that cannot give a trustworthy result, and :class:`ResourceError`, for memory.
 Each message says what is wrong, where, and what to do about it.
 """

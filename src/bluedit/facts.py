@@ -16,7 +16,7 @@ OnConflict = Literal["error", "last", "keep"]
 """What becomes of facts that give one question two targets: they are refused, the later one wins, or all are edited."""
 
 
-CONFLICT_MEND = "say --on-conflict last (the later one counts) or keep (both do); on_conflict= in Python"
+CONFLICT_MEND = "use --on-conflict last (the later one counts) or keep (both do); on_conflict= in Python"
 _SHOWN = 10
 """Pairs of facts that a message tells."""
 

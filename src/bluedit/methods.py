@@ -1,6 +1,6 @@
 """The table of editors: every method by name, published or installed.
 
-:func:`blue` replaces a method's strategy by BLUE's and nothing else. A method of one's own is another value, put together from
+:func:`blue` replaces a method's strategy by BLUE's and nothing else. A method of your own is another value, built from
 these parts or from new ones, see :class:`~bluedit.editors.closed_form.method.Method`; another family of editors is a subclass
 of :class:`~bluedit.editors.base.Editor`. An installed package adds its own through the entry-point group `bluedit.methods`;
 :func:`find_method` finds them like the published ones.
@@ -61,7 +61,7 @@ def installed_methods() -> dict[str, Editor]:
 
     An entry point is a :class:`Method`, or any other :class:`Editor`; its name is the editor's.
 
-    **Raises** :class:`~bluedit.errors.SettingsError` naming the package when one cannot be loaded, is no method, or takes a
+    **Raises** :class:`~bluedit.errors.SettingsError` naming the package when one cannot be loaded, is not a method, or takes a
     name that is taken.
     """
     found: dict[str, Editor] = {}

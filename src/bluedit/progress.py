@@ -13,7 +13,7 @@ class Progress(Protocol):
     """What a progress display offers: called with what is being done, how much more is done now, and of how much in all.
 
     Work is nested: what begins while something else is under way is a part of it, and is over when that advances. A task that
-    is named again after it was complete begins anew. An advance of 0 begins a task, or corrects its total.
+    is named again after it was complete starts again. An advance of 0 begins a task, or corrects its total.
     """
 
     def __call__(self, task: str, advance: int, total: int | None) -> object: ...

@@ -1,8 +1,8 @@
 """Strategies: which layer closes which gap.
 
 A strategy turns the critical layers into an ordered list of steps. Each step changes one layer so that it closes a
-fraction of the gap between the hidden state and its target at the layer aimed at; keys and gap are measured afresh before
-every step. Residual *distribution* aims every step at the last layer; BLUE aims the first and the last critical
+fraction of the gap between the hidden state and its target at the target layer; keys and gap are measured again before
+every step. With residual *distribution* every step targets the last layer; with BLUE the first and the last critical
 layer at targets of their own (Li et al. 2025, section 5).
 """
 
@@ -130,7 +130,7 @@ def explicit(steps: Sequence[Step | tuple[int, int, float]]) -> Strategy:
     if not fixed:
         raise SettingsError("an explicit strategy needs at least one step (layer, target_layer, fraction)")
     if len({step.layer for step in fixed}) < len(fixed):
-        raise SettingsError("an explicit strategy changes a layer once; put what should happen to a layer into one step")
+        raise SettingsError("an explicit strategy changes each layer once; combine the changes of a layer in one step")
     for step in fixed:
         if step.target_layer < step.layer:
             raise SettingsError(

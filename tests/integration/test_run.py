@@ -189,7 +189,7 @@ def test_results_of_earlier_versions_are_read_and_malformed_ones_are_named(
         kind = path.parent.name if path.name == "result.json" else "before"
         whole = read_document(path, kind=kind)
         write_document(path, {**whole, **changes}, kind=kind)
-        said = rf"{path.name} does not hold what it should: {problem}; remove it, and what it holds is computed again"
+        said = rf"{path.name} does not hold what it should: {problem}; remove it, and it is computed again"
         with pytest.raises(RecipeError, match=said) as caught:
             first.run()
         assert "\n" not in str(caught.value)

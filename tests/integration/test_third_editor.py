@@ -299,9 +299,7 @@ def test_an_experiment_runs_it_beside_a_method(
 
 def test_its_setting_is_tuned(tiny_gpt2: EditableModel, tmp_path: Path) -> None:
     cases: list[Case] = bluedit.read_dataset("world:counterfact:0:5:person", 40)
-    tuning = bluedit.tune(
-        tiny_gpt2, cases, method=SHIFT, templates=("{}",), trials=3, count=10, out=tmp_path / "tuning.json"
-    )
+    tuning = bluedit.tune(tiny_gpt2, cases, method=SHIFT, templates=("{}",), trials=3, count=10, out=tmp_path / "tuning.json")
     assert tuning.varied == ("shift_size",)
     assert (tuning.layers, tuning.strategy) == ((), "none")
     assert [trial.problem for trial in tuning.trials] == [None] * 3
@@ -363,4 +361,5 @@ def test_the_doctor_and_the_list_of_methods_know_it(run: Run, saved_tiny_gpt2: P
     assert examined["editable"]
     assert checks["layers"]["details"]["edited"] == []
     assert checks["memory"]["details"]["bytes"]["metrics"] == 0
+    assert checks["time"]["message"] == "not estimated: shift works on no layer's weight"
     assert "corpus" not in checks

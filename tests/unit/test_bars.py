@@ -109,9 +109,7 @@ def test_editing_in_sequence_is_true_at_every_moment(
     watched = Watched()
     settings = {"ft_num_steps": 3} if method == "ft-m" else {"v_num_grad_steps": 2, "shrinkage": 0.1}
     statistics = Statistics(read_corpus(f"text:{corpus_file}"), folder=tmp_path)
-    setup = prepare(
-        own_gpt2, method=METHODS[method], layers=layers, settings=settings, corpus=statistics, templates=["{}"]
-    )
+    setup = prepare(own_gpt2, method=METHODS[method], layers=layers, settings=settings, corpus=statistics, templates=["{}"])
     edit_in_sequence(own_gpt2, setup, world_facts[:5], 2, None, watched)
     done = [next(one for one in tasks if one[0] == "facts") for tasks in watched.seen]
     assert [count for _, count, _ in done] == sorted(count for _, count, _ in done)

@@ -216,7 +216,7 @@ def test_masks_of_another_type_are_refused() -> None:
 
 
 def test_what_is_no_matrix_is_refused() -> None:
-    with pytest.raises(ValueError, match="is no matrix"):
+    with pytest.raises(ValueError, match="is not a matrix"):
         Dense(torch.zeros(3))
     with pytest.raises(ValueError, match="do not belong together"):
         LowRank(torch.zeros(3, 2), torch.zeros(4, 3))

@@ -164,9 +164,9 @@ def test_prompts_are_those_of_any_day(chatting: Chatting) -> None:
     ("template", "message"),
     [
         (None, r"no chat template; leave out --chat"),
-        ("{{ raise_exception('system first') }}", r"takes no lone message of a user: system first"),
+        ("{{ raise_exception('system first') }}", r"does not accept a single user message: system first"),
         ("{{ messages[0].content }} {{ messages[0].content }}", r"does not hold a user's message exactly once"),
-        ("{% for m in %}", r"takes no lone message"),
+        ("{% for m in %}", r"does not accept a single"),
     ],
 )
 def test_templates_that_cannot_be_used_are_refused(chatting: Chatting, template: Any, message: str) -> None:
@@ -296,9 +296,9 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
         ("{{ 'a' * 10000000000 }}", "takes more than 2 GiB of memory|does not end"),
         ("{% for i in range(99999) %}{{ messages[0].content * 99999 }}{% endfor %}", "writes more than 1,000,000 characters"),
         ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "nested too deep|breaks the program"),
-        ("{{ 1 // 0 }}", "takes no lone message of a user: .*zero"),
-        ("{{ messages[5].a.b }}", "takes no lone message of a user"),
-        ("{% if", "takes no lone message of a user"),
+        ("{{ 1 // 0 }}", "does not accept a single user message: .*zero"),
+        ("{{ messages[5].a.b }}", "does not accept a single user message"),
+        ("{% if", "does not accept a single user message"),
     ],
     ids=["loop", "range", "macro", "memory", "size", "nested", "division", "index", "syntax"],
 )

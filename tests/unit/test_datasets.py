@@ -407,7 +407,7 @@ class TestEdits:
     def test_contradicting_rows_are_refused(self, write: Write, other: dict[str, Any]) -> None:
         (said,) = _problems(write("edits.json", [EDIT, {**PLAIN, "subject": "Chad"}, other]))
         assert said.startswith("record 3: gives 'Angola' the target 'Asia' where record 1 gives it 'Antarctica'")
-        assert "; keep one of the two, or say --on-conflict last" in said
+        assert "; keep one of the two, or use --on-conflict last" in said
         assert ("'Angola is located in'" in said) == ("relation 'continent'" in said) == (other.get("relation") == "continent")
 
     def test_contradicting_rows_are_read_where_it_is_said_which_counts(self, write: Write) -> None:

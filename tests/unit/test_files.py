@@ -165,7 +165,7 @@ def test_target_that_exists_needs_to_be_given_up(tmp_path: Path) -> None:
     path = tmp_path / "out"
     assert writable_target(path) == path
     path.mkdir()
-    with pytest.raises(InputError, match=r"out exists already; choose another name, or say --force"):
+    with pytest.raises(InputError, match=r"out exists already; choose another name, or use --force"):
         writable_target(path)
     assert writable_target(path, replace=True) == path
 
@@ -216,7 +216,7 @@ def test_folder_with_foreign_files_is_not_replaced(tmp_path: Path) -> None:
     target.mkdir()
     (target / "mark").write_text("ours")
     (target / "thesis.tex").write_text("mine")
-    with pytest.raises(InputError, match=r"holds what bluedit did not write \(thesis\.tex\)"):
+    with pytest.raises(InputError, match=r"holds files that bluedit did not write \(thesis\.tex\)"):
         writable_target(target, replace=True, kind=KIND)
     assert _names(target) == ["mark", "thesis.tex"]
 

@@ -256,6 +256,6 @@ def test_doctor_says_what_is_in_the_file_and_what_an_edit_of_it_means(write: Wri
 
 def test_an_unknown_way_to_split_texts_is_told(write: Write) -> None:
     path = write(split="of-tomorrow")
-    assert "way to split texts, 'of-tomorrow', is not known" in _said(examine(str(path), MEMIT), "precision")
+    assert "pre-tokenizer, 'of-tomorrow', is unknown" in _said(examine(str(path), MEMIT), "precision")
     with pytest.warns(UserWarning, match="of-tomorrow"):
         load_model(str(path), device="cpu")

@@ -94,12 +94,12 @@ def test_malformed_toml(tmp_path: Path) -> None:
         (
             "layers",
             "transformer.hh",
-            "'transformer.hh' is no list of layers in the model; the nearest that is there: 'transformer.h'",
+            "'transformer.hh' is not a list of layers in the model; the nearest that exists: 'transformer.h'",
         ),
-        ("layers", "transformer", "is no list of layers in the model"),
-        ("projection", "mlp.c_prj", "'mlp.c_prj' is not in every layer; the nearest that is there: 'mlp.c_proj'"),
-        ("attention_projection", "attn.c_prj", "'attn.c_prj' is not in any layer; the nearest that is there: 'attn.c_proj'"),
-        ("norm", "transformer.lnf", "'transformer.lnf' is not in the model; the nearest that is there: 'transformer.ln_f'"),
+        ("layers", "transformer", "is not a list of layers in the model"),
+        ("projection", "mlp.c_prj", "'mlp.c_prj' is not in every layer; the nearest that exists: 'mlp.c_proj'"),
+        ("attention_projection", "attn.c_prj", "'attn.c_prj' is not in any layer; the nearest that exists: 'attn.c_proj'"),
+        ("norm", "transformer.lnf", "'transformer.lnf' is not in the model; the nearest that exists: 'transformer.ln_f'"),
     ],
 )
 def test_path_that_leads_nowhere_is_named_with_the_nearest(tiny_gpt2: EditableModel, key: str, path: str, problem: str) -> None:

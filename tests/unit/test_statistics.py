@@ -306,7 +306,7 @@ def test_a_damaged_unfinished_pass_is_refused(tiny_gpt2: EditableModel, corpus: 
         statistics.moments(tiny_gpt2, LAYERS, stop)
     (partial,) = tmp_path.glob("*.partial.safetensors")
     partial.write_bytes(partial.read_bytes()[:-9])
-    with pytest.raises(StatisticsError, match=r"cannot be read: .* remove that file to begin anew"):
+    with pytest.raises(StatisticsError, match=r"cannot be read: .* remove that file to start again"):
         statistics.moments(tiny_gpt2, LAYERS)
     partial.unlink()
     assert set(statistics.moments(tiny_gpt2, LAYERS)) == set(LAYERS)
@@ -502,7 +502,7 @@ def test_exported_moments_serve_elsewhere(
     assert [path.name.partition(".")[2] for path in (tmp_path / "nowhere").iterdir()] == ["inverse-0.1.safetensors"]
     with pytest.raises(StatisticsError, match="holds no second moment of layer 3, only of 1, 2"):
         direct.moments(tiny_gpt2, [3])
-    with pytest.raises(StatisticsError, match="no text to take others over"):
+    with pytest.raises(StatisticsError, match="not text, so it cannot give others"):
         read_corpus(f"stats:{exported}").documents()
 
 

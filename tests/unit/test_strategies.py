@@ -53,7 +53,7 @@ def test_impossible_layers_are_refused(layers: list[int]) -> None:
 def test_steps_that_cannot_work_are_refused() -> None:
     with pytest.raises(SettingsError, match="cannot reach"):
         explicit([(5, 3, 1.0)])
-    with pytest.raises(SettingsError, match="changes a layer once"):
+    with pytest.raises(SettingsError, match="changes each layer once"):
         explicit([(3, 3, 1.0), (3, 5, 1.0)])
     with pytest.raises(SettingsError, match="at least one step"):
         explicit([])

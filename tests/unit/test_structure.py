@@ -102,7 +102,9 @@ def _headless(model: EditableModel) -> Any:
         ),
         pytest.param(lambda _: _t5(), "T5ForConditionalGeneration is an encoder-decoder", id="encoder-decoder"),
         pytest.param(
-            lambda _: BertLMHeadModel(_BERT), "BertLMHeadModel is an encoder, which sees what follows", id="looks right"
+            lambda _: BertLMHeadModel(_BERT),
+            "BertLMHeadModel is an encoder, which also attends to later tokens",
+            id="looks right",
         ),
         pytest.param(
             lambda _: random_model(MixtralConfig(**_SMALL, num_local_experts=2)),
@@ -212,5 +214,5 @@ def test_layers_that_hand_on_more_than_a_vector_a_token(tiny_gpt2: EditableModel
     kinds = ["full_attention"] * 3
     config = Gemma3nTextConfig(**_SMALL, **extra, layer_types=kinds, num_kv_shared_layers=0, activation_sparsity_pattern=None)
     model = EditableModel(random_model(config), tiny_gpt2.tokenizer)
-    with pytest.raises(ModelError, match=r"layer 1 hands on a hidden state of shape .*, not one vector a token"):
+    with pytest.raises(ModelError, match=r"layer 1 outputs a hidden state of shape .*, not one vector per token"):
         model.subject_states([model.text.row(_FACT)], 1, "layer")

@@ -203,7 +203,7 @@ def test_a_question_asked_in_other_words_is_asked_before(mini: EditableModel, kn
     assert "again" not in _ids(material)
 
 
-@pytest.mark.parametrize(("count", "match"), [(8, "8 of 8 facts are left to edit; settings are chosen on 10"), (0, "0 of 0")])
+@pytest.mark.parametrize(("count", "match"), [(8, "8 of 8 facts are left to edit; a search needs at least 10"), (0, "0 of 0")])
 def test_too_few_facts_are_refused(mini: EditableModel, cases: list[Case], count: int, match: str) -> None:
     with pytest.raises(DatasetError, match=match):
         hold_out(mini, cases[:count])
@@ -444,7 +444,7 @@ def test_a_trial_that_cannot_be_edited_with_is_part_of_the_trail(
     assert tuning.chosen
     assert tuning.settings["lambda"] != 300
     monkeypatch.setattr(module, "run_plan", lambda *_: (_ for _ in ()).throw(NumericsError("nowhere")))
-    with pytest.raises(NumericsError, match="none of 5 trials could be edited with; the first: nowhere"):
+    with pytest.raises(NumericsError, match="none of 5 trials made an edit; the first error: nowhere"):
         tune(mini, cases, corpus=moments, **_OPTIONS)
 
 
@@ -509,7 +509,7 @@ def test_bad_options(mini: EditableModel, cases: list[Case], moments: Statistics
 def test_files_that_are_no_tuning_files(tmp_path: Path, content: str | bytes) -> None:
     path = tmp_path / "tuning.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(SettingsError, match=r"is no tuning file, or .*; `bluedit tune --out` writes"):
+    with pytest.raises(SettingsError, match=r"is not a tuning file, or .*; `bluedit tune --out` writes"):
         read_tuning(path)
     with pytest.raises(SettingsError, match=r"is missing.*`bluedit tune --out`"):
         read_tuning(tmp_path / "none.json")

@@ -126,7 +126,7 @@ def session_content(folder: Path, work: Workspace) -> Any:
 
     model = work.editable
     session = Session.resume(folder, model)
-    plan = session.plan
+    plan = session.setup
     content = {
         "weights": {name: tensor_hash(weight) for name, weight in model.model.state_dict().items()},
         "patches": [patch_content(patch) for patch in session.patches],

@@ -21,7 +21,7 @@ _EMBEDDED_FACTS = ("world:counterfact:0:2", 60)
 def traced_layers(
     editable: EditableModel, name: str, method: Editor, traced: list[Case] | None, seed: int, bars: Bars
 ) -> tuple[int, ...]:
-    """The layers for a method that a trace of `traced` shows, or else the kept trace of this model; said.
+    """The layers for a method that a trace of `traced` shows, or else the stored trace of this model; printed.
 
     An embedded model has facts of its own to be traced.
     """

@@ -25,11 +25,11 @@ def demo(
         typer.Option("--facts", min=1, max=500, help="How many facts to edit, in one batch; 100, or with --real all 12."),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="NAME", help="An embedded model, or one that `bluedit get` gets.")
+        str, typer.Option("--model", "-m", metavar="NAME", help="An embedded model, or one that `bluedit get` downloads.")
     ] = "gpt2-mini",
     real: Annotated[
         bool,
-        typer.Option("--real", help="Facts you know, and a real model: smollm2-135m-instruct, which is got first."),
+        typer.Option("--real", help="Edit well-known facts in a real model: smollm2-135m-instruct, which is downloaded first."),
     ] = False,
     device: Device = None,
     dtype: Dtype = None,
@@ -39,7 +39,7 @@ def demo(
 ) -> None:
     """Edit a small model with MEMIT, once distributing residuals evenly and once with BLUE, and compare.
 
-    With --real: write a dozen facts into a real language model with BLUE, ask it in several ways, and take them back."""
+    With --real: write a dozen facts into a real language model with BLUE, query it in several ways, and revert the edit."""
     from bluedit.errors import SettingsError, did_you_mean
     from bluedit.models.embedded import DOWNLOADS, EMBEDDED
 
@@ -73,10 +73,10 @@ def _real(model: str, facts: int, device: str | None, dtype: str | None, seed: i
         return
     console.show(show(document))
     back = all(document["reverted"].values())
-    console.show("taken back: every weight is as it was, bit for bit" if back else "NOT taken back: the weights differ")
+    console.show("reverted: every weight is as it was, bit for bit" if back else "NOT reverted: the weights differ")
     console.say(
         f"took {document['seconds']:.0f} s, {document['editing_seconds']:.0f} s of it the edit. ES: the new object is "
-        "preferred; PS: also when asked otherwise; NS: something else keeps its answer"
+        "preferred; PS: also in paraphrases; NS: unrelated prompts keep their answers"
     )
 
 

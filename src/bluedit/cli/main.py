@@ -42,7 +42,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     name="bluedit",
     cls=_Group,
-    help="Change what a language model knows, check it, and take it back again.",
+    help="Change what a language model knows, check the result, and revert it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,7 +72,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 bad input,

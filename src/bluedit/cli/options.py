@@ -49,7 +49,7 @@ Model = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; a GPU when there is one. auto: over all GPUs."),
+    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; by default a GPU if there is one. auto: all GPUs."),
 ]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16, float16, or auto for the checkpoint's own.")
@@ -59,15 +59,15 @@ StrategyName = Annotated[
     str | None,
     typer.Option(
         "--strategy",
-        help="even, square-root, boundary (BLUE), each-layer, single:LAYER. The default is boundary; methods that edit one "
-        "layer keep it.",
+        help="even, square-root, boundary (BLUE), each-layer, single:LAYER. The default is boundary, or single for "
+        "methods that edit one layer.",
     ),
 ]
 Layers = Annotated[
     str | None,
     typer.Option(
         "--layers",
-        help="Critical layers, 1-4 or 1,2,3,4; may be left out for known models. auto: chosen by causal tracing.",
+        help="Critical layers, such as 1-4 or 1,2,3,4; optional for known models. auto: choose them by causal tracing.",
     ),
 ]
 TraceFacts = Annotated[
@@ -75,7 +75,7 @@ TraceFacts = Annotated[
     typer.Option(
         "--trace-facts",
         metavar="FILE",
-        help="With --layers auto: choose them on these facts; by default on the last `bluedit trace` of this model.",
+        help="With --layers auto: trace these facts to choose layers; by default, use the last `bluedit trace` of this model.",
     ),
 ]
 Assignments = Annotated[
@@ -93,8 +93,8 @@ Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Documents
 Templates = Annotated[
     Path | None, typer.Option("--templates", help="JSON list of context templates; the model writes them by default.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else there.")]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
 
 
 def _hush(quiet: bool) -> None:
@@ -105,9 +105,7 @@ def _hush(quiet: bool) -> None:
 
 Quiet = Annotated[
     bool,
-    typer.Option(
-        "--quiet", "-q", callback=_hush, help="Print nothing on standard error but errors: no progress, remarks or warnings."
-    ),
+    typer.Option("--quiet", "-q", callback=_hush, help="Print only errors on standard error: no progress, notes or warnings."),
 ]
 """Acts when it is read."""
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N records.")]
@@ -116,16 +114,18 @@ OnConflict = Annotated[
     typer.Option(
         "--on-conflict",
         metavar="HOW",
-        help="Two targets for one question: error refuses them, last takes the later one, keep takes both.",
+        help="When facts give one question two targets: error refuses them, last uses the later one, keep uses both.",
     ),
 ]
 Check = Annotated[bool, typer.Option("--check/--no-check", help="Refuse a patch that was made for other weights.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier output.")]
 ModuleMap = Annotated[
     Path | None,
-    typer.Option("--module-map", metavar="FILE", help="Where the model's parts are, for layouts that are not recognised."),
+    typer.Option(
+        "--module-map", metavar="FILE", help="A file with the module paths of the model, for layouts that are not recognised."
+    ),
 ]
-Chat = Annotated[bool, typer.Option("--chat", help="Put every prompt into the model's chat template, as a user's message.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Put every prompt into the model's chat template, as a user message.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
 
 
@@ -138,7 +138,7 @@ def parse_assignments(values: list[str]) -> dict[str, Any]:
     for value in values:
         name, separator, text = value.partition("=")
         if not separator or not name.strip():
-            raise SettingsError(f"--set {excerpt(value)} is not understood; write --set key=value, as in --set lambda=5")
+            raise SettingsError(f"--set {excerpt(value)} is not a setting; write --set key=value, as in --set lambda=5")
         assignments[name.strip()] = text.strip()
     for old in assignments.keys() & renamed.SETTINGS.keys():
         from bluedit.cli import console
@@ -164,7 +164,7 @@ def layers_asked(layers: str | None, trace_facts: str | None) -> tuple[tuple[int
 
     automatic = layers == "auto"
     if trace_facts and not automatic:
-        raise SettingsError("--trace-facts is what --layers auto chooses on; say --layers auto too")
+        raise SettingsError("--trace-facts needs --layers auto; add --layers auto")
     return (parse_layers(layers) if layers and not automatic else None), automatic
 
 

@@ -46,7 +46,8 @@ def apply(
     check: Check = True,
     device: Device = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="TYPE", help="Type of the written weights; the checkpoint's own.")
+        str | None,
+        typer.Option("--dtype", metavar="TYPE", help="Dtype of the written weights; the checkpoint's own by default."),
     ] = None,
     force: Force = False,
     module_map: ModuleMap = None,
@@ -54,9 +55,9 @@ def apply(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint with the patch in it. The original weights it replaces are kept beside, for `revert`.
+    """Write a checkpoint with the patch applied. The original weights are stored with it, for `revert`.
 
-    From a GGUF file a Hugging Face folder of dequantised weights is made."""
+    A GGUF file becomes a Hugging Face folder of dequantised weights."""
     from bluedit.cli import console
 
     console.load()
@@ -96,7 +97,7 @@ def revert(
     model: Annotated[str, typer.Option("--model", "-m", help="A checkpoint folder written by `patch apply`.")],
     out: Out,
     patch: Annotated[
-        Path | None, typer.Argument(metavar="[PATCH]", help="Which patch to take back; the last one applied.")
+        Path | None, typer.Argument(metavar="[PATCH]", help="The patch to revert; by default the one applied last.")
     ] = None,
     device: Device = None,
     force: Force = False,
@@ -105,7 +106,7 @@ def revert(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint with a patch taken out again: the original weights, bit for bit."""
+    """Write a checkpoint without the patch: the original weights, bit for bit."""
     from bluedit.cli import console
 
     console.load()
@@ -135,7 +136,7 @@ def revert(
     from bluedit.results.commands import PatchRevertResult
 
     result = PatchRevertResult(checkpoint=str(out), model=model, patches_left=left)
-    _report(as_json, result, f"written to {out}; {left} patches are left in it")
+    _report(as_json, result, f"written to {out}; {left} patches remain in it")
 
 
 def check_output(out: Path, model: str, force: bool) -> None:

@@ -17,15 +17,15 @@ def run(
         str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe: mini/sequential.")
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder of results; runs/NAME by default.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="Instead of the recipe's model.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Instead of the recipe's data set.")] = None,
-    corpus: Annotated[str | None, typer.Option("--corpus", help="Instead of the recipe's corpus: text:FILE.")] = None,
-    facts: Annotated[int | None, typer.Option("--facts", min=1, help="Edit only so many facts.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Instead of the recipe's batch size.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="Overrides the recipe's model.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Overrides the recipe's data set.")] = None,
+    corpus: Annotated[str | None, typer.Option("--corpus", help="Overrides the recipe's corpus: text:FILE.")] = None,
+    facts: Annotated[int | None, typer.Option("--facts", min=1, help="Edit only the first N facts.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Overrides the recipe's batch size.")] = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="METHOD", help="Run only this method; repeatable.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's seed.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Overrides the recipe's seed.")] = None,
     device: Device = None,
     force: Force = False,
     module_map: ModuleMap = None,
@@ -33,7 +33,7 @@ def run(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Edit and score as a recipe says. Stopped or killed, it goes on where it was when it is started again."""
+    """Edit and score as a recipe says. If the command is interrupted, run it again: it resumes."""
     from bluedit.cli import console
 
     console.load()

@@ -36,13 +36,13 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
 def undo(
     folder: Folder,
     model: Model,
-    batches: Annotated[int, typer.Option("--batches", min=1, metavar="N", help="How many of the last batches.")] = 1,
+    batches: Annotated[int, typer.Option("--batches", min=1, metavar="N", help="How many batches to undo.")] = 1,
     device: Device = None,
     module_map: ModuleMap = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take back the last batches of a saved session; it goes on from there. `--model` is the unedited model."""
+    """Undo the last batches of a saved session. The next edit resumes before them. `--model` is the unedited model."""
     from bluedit.cli import console
     from bluedit.models import load_model
     from bluedit.sessions import Session, describe_session

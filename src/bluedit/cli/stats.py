@@ -22,7 +22,7 @@ __all__ = ["stats"]
 def stats(
     model: Model,
     layers: Annotated[
-        str | None, typer.Option("--layers", help="Layers, 4-8 or 4,5,6,7,8; may be left out for known models.")
+        str | None, typer.Option("--layers", help="Layers, such as 4-8 or 4,5,6,7,8; optional for known models.")
     ] = None,
     corpus: Annotated[
         str | None,
@@ -31,28 +31,34 @@ def stats(
             help="text:FILE with one document per line, jsonl:FILE, hub:NAME[:CONFIG], world:SEED, zoo:MODEL, or stats:FILE.",
         ),
     ] = None,
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="At most so many documents; all by default.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Use at most N documents; all by default.")] = None,
     max_length: Annotated[
         int | None,
-        typer.Option("--max-length", min=1, metavar="TOKENS", help="Cut documents off here; at the context length by default."),
+        typer.Option(
+            "--max-length", min=1, metavar="TOKENS", help="Truncate documents to this length; the context length by default."
+        ),
     ] = None,
     until: Annotated[
         float | None,
         typer.Option(
-            "--until", min=0, metavar="ERROR", help="Stop once the estimated relative error of an edit is not above this: 0.1."
+            "--until",
+            min=0,
+            metavar="ERROR",
+            help="Stop once the estimated relative error of an edit is at most this, e.g. 0.1.",
         ),
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Measure how well the moments converge, at twice the memory.")
     ] = True,
     export: Annotated[
-        Path | None, typer.Option("--export", metavar="FILE", help="Also write them to one file, to use elsewhere.")
+        Path | None, typer.Option("--export", metavar="FILE", help="Also export the moments to one file.")
     ] = None,
     import_: Annotated[
-        Path | None, typer.Option("--import", metavar="FILE", help="Store the moments of such a file instead of taking any.")
+        Path | None,
+        typer.Option("--import", metavar="FILE", help="Store the moments of an exported file instead of computing any."),
     ] = None,
     save_every: Annotated[
-        float, typer.Option("--save-every", min=0, metavar="SECONDS", help="How often an unfinished pass is saved.")
+        float, typer.Option("--save-every", min=0, metavar="SECONDS", help="How often to save an unfinished pass.")
     ] = 60.0,
     device: Device = None,
     dtype: Dtype = None,
@@ -62,9 +68,9 @@ def stats(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take second moments of keys over a text, or share them. Stopped or killed, it goes on where it was.
+    """Compute second moments of keys over a text, export or import them. An interrupted pass resumes.
 
-    `bluedit edit` finds them by the same model, corpus and samples.
+    `bluedit edit` finds them if you give it the same model, corpus and samples.
     """
     chosen = parse_layers(layers) if layers else None
     if import_ is not None and any(option is not None for option in (layers, corpus, samples, max_length, until, export)):
@@ -121,7 +127,7 @@ def stats(
     if export is not None:
         console.say(f"written to {export}; elsewhere: bluedit edit --corpus stats:{export}, or bluedit stats --import {export}")
     if document["samples"] != samples and shared is None and source is not None and source.shared is None:
-        console.say(f"stopped by itself; bluedit edit finds them with --samples {document['samples']}")
+        console.say(f"converged; bluedit edit finds them with --samples {document['samples']}")
 
 
 def _wanted(model: EditableModel, layers: tuple[int, ...] | None, source: Corpus | None) -> tuple[tuple[int, ...], Corpus]:
@@ -174,7 +180,7 @@ def _described(moments: dict[int, SecondMoment]) -> dict[str, Any]:
 
 
 def _state_memory(model: EditableModel, layers: Sequence[int], *, measured: bool) -> None:
-    """Say what a pass will take beside the model, before it takes it."""
+    """Say how much memory a pass needs in addition to the model, before it starts."""
     from bluedit.cli import console
     from bluedit.models.memory.machine import memory_of
     from bluedit.statistics import Pass
@@ -182,15 +188,15 @@ def _state_memory(model: EditableModel, layers: Sequence[int], *, measured: bool
     needed, free = Pass.memory(model, layers, measured=measured), memory_of(model.device).free
     size = model.structure.d_ff
     console.say(
-        f"{len(layers)} second moments, {size:,} x {size:,}: {needed / 2**30:.2f} GiB beside the model, "
+        f"{len(layers)} second moments, {size:,} x {size:,}: {needed / 2**30:.2f} GiB in addition to the model, "
         f"{free / 2**30:.2f} GiB are free"
     )
     if needed > free:
-        console.warn("that is more than is free; take fewer layers at a time, or say --no-measure, which halves it")
+        console.warn("that is more than is free; use fewer layers at a time, or --no-measure, which halves it")
 
 
 def _report(document: dict[str, Any], moments: dict[int, SecondMoment]) -> Any:
-    """For people: what there is now, how fast it was got, and how well it has converged."""
+    """For people: what is stored now, how fast it was computed, and how well it has converged."""
     from rich.console import Group
 
     from bluedit.cli.console import Table
@@ -206,7 +212,7 @@ def _report(document: dict[str, Any], moments: dict[int, SecondMoment]) -> Any:
             f"{100 * document['padding_share']:.1f} % padding"
         )
     elif "imported" not in document:
-        lines.append("they were there already; nothing was computed")
+        lines.append("already stored; nothing was computed")
     if not any(moment.curve for moment in moments.values()):
         return Group(*lines)
     measured = {layer: moment.curve for layer, moment in moments.items() if moment.curve}
@@ -214,8 +220,8 @@ def _report(document: dict[str, Any], moments: dict[int, SecondMoment]) -> Any:
     for points in zip(*measured.values(), strict=False):
         cells = (f"{_percent(point.change)} ({_percent(point.moment)})" for point in points)
         table.add(f"{points[0].documents:,}", f"{points[0].tokens:,}", *cells)
-    return Group(*lines, "estimated relative error, percent: of the change that one fact makes, and in brackets of C", table)
+    return Group(*lines, "estimated relative error, percent: of the update for one fact, and in brackets of C", table)
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2g}"
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2g}"

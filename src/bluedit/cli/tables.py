@@ -18,7 +18,7 @@ _READABLE = 20
 _KEY = 0.4
 """Of a width: what the first column may take where it is repeated."""
 _BORDERS = 3
-"""What a column takes beside its cells: a space on either side, and a line."""
+"""The width of a column in addition to its cells: a space on either side, and a line."""
 
 
 class Table:
@@ -32,7 +32,7 @@ class Table:
     - `columns`: their names.
     - `rows`: their cells, printed as they are, markup and control characters included; None is a line between rows.
     - `title`: stands above.
-    - `text`: so many of the first columns hold text; the others hold numbers, kept whole.
+    - `text`: how many of the first columns hold text; the others hold numbers, never cut.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Table:
         return max(least, words, min(natural, _READABLE)), natural
 
     def _widths(self, columns: Sequence[int], width: int) -> list[int] | None:
-        """How wide these columns are beside each other; None where they do not fit."""
+        """The width of these columns side by side; None where they do not fit."""
         limits = [self._limits(column) for column in columns]
         room = width - _BORDERS * len(columns) - 1
         if sum(least for least, _ in limits) > room:
@@ -93,7 +93,7 @@ class Table:
         return widths
 
     def _parts(self, width: int) -> list[list[int]]:
-        """Which columns stand beside each other, the first one always among them; none where that leaves one too wide."""
+        """Which columns stand side by side, the first one always among them; none where that leaves one too wide."""
         least, natural = self._limits(0)
         key = min(natural, max(least, int(_KEY * width)))
         parts: list[list[int]] = []

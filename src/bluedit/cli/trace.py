@@ -1,4 +1,4 @@
-"""`bluedit trace`: where a model keeps its facts, and which layers to edit."""
+"""`bluedit trace`: where a model stores its facts, and which layers to edit."""
 
 from __future__ import annotations
 
@@ -29,25 +29,28 @@ def trace(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Keep the trace and its figures in this folder, fact by fact; stopped, it goes on there."
+            "--out", "-o", help="Save the trace and its figures in this folder, fact by fact; the same command resumes it."
         ),
     ] = None,
     sites: Annotated[
-        str, typer.Option("--sites", help="What is restored: layer (the hidden state), mlp, attention.")
+        str, typer.Option("--sites", help="The components to restore: layer (the hidden state), mlp, attention.")
     ] = "layer,mlp,attention",
     noise: Annotated[
-        float, typer.Option("--noise", min=0.0, help="The noise, in standard deviations of the subjects' embeddings.")
+        float,
+        typer.Option(
+            "--noise", min=0.0, help="Standard deviation of the noise, in standard deviations of the subjects' embeddings."
+        ),
     ] = 3.0,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of noise for each fact.")] = 10,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Noise samples per fact.")] = 10,
     window: Annotated[
         int | None,
-        typer.Option("--window", min=1, help="Layers of MLP or attention restored together; 10 of 48, scaled, by default."),
+        typer.Option("--window", min=1, help="MLP or attention layers restored together; by default 10 for 48 layers, scaled."),
     ] = None,
-    examples: Annotated[int, typer.Option("--examples", min=0, help="Draw heat maps of the first so many known facts.")] = 3,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Draw heat maps of the first N known facts.")] = 3,
     choice_only: Annotated[
         bool,
         typer.Option(
-            "--choice-only", help="Restore at the subject's last token alone: what layers are chosen by, ten times as fast."
+            "--choice-only", help="Restore only at the subject's last token: enough to choose layers, and ten times as fast."
         ),
     ] = False,
     limit: Limit = None,
@@ -61,7 +64,7 @@ def trace(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the layers that carry what a model knows, and choose those to edit. Facts it does not know are left out."""
+    """Find the layers that store what a model knows, and choose those to edit. Facts that it does not know are skipped."""
     from bluedit.cli import console
 
     console.load()

@@ -55,7 +55,7 @@ def tune(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Keep the trail and the settings in this file; stopped, the search goes on there."),
+        typer.Option("--out", "-o", help="Save the trials and the settings in this file; the same command resumes the search."),
     ] = None,
     method: MethodName = "memit",
     strategy: StrategyName = None,
@@ -66,21 +66,21 @@ def tune(
         typer.Option(
             "--vary",
             metavar="NAME",
-            help="A setting to vary; repeat it for several. By default lambda, shrinkage, clamp_norm_factor and v_lr, or what "
-            "the method has in their place, unless set.",
+            help="A setting to vary; repeat it for several. By default lambda, shrinkage, clamp_norm_factor and v_lr, or "
+            "their equivalents in the method, unless set.",
         ),
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Fix a setting, or with --vary begin there, e.g. shrinkage=0.1."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Fix a setting, or start from it with --vary, e.g. shrinkage=0.1."),
     ] = None,
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials at most.")] = 32,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="The maximum number of trials.")] = 32,
     count: Annotated[
-        int, typer.Option("--count", min=1, metavar="N", help="Edit N facts at most, 3 of 5 in the search.")
+        int, typer.Option("--count", min=1, metavar="N", help="Use at most N facts: 60 % for the search, 40 % for validation.")
     ] = 100,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, metavar="N", help="Facts of one edit, as you will edit; all at once by default."),
+        typer.Option("--batch-size", min=1, metavar="N", help="Facts per edit, as in your own edits; all at once by default."),
     ] = None,
     corpus: CorpusName = None,
     samples: Samples = None,
@@ -96,7 +96,7 @@ def tune(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search for the settings to edit a model with. Every trial is printed; the outcome is checked on facts kept back."""
+    """Search for settings to edit a model with. Every trial is printed; the result is validated on held-out facts."""
     from bluedit.cli import console
 
     console.load()
@@ -191,8 +191,8 @@ def _counts(found: Tuning) -> str:
     left_out = found.facts["left_out"]
     reasons = "; ".join(f"{number} {reason}" for reason, number in left_out.items())
     return (
-        f"facts edited: {found.facts['search']} in the search, {found.facts['check']} in the check, {found.batch_size} at "
-        f"once at most{f'; left out: {reasons}' if reasons else ''}"
+        f"facts edited: {found.facts['search']} for the search, {found.facts['check']} for validation, at most "
+        f"{found.batch_size} at once{f'; left out: {reasons}' if reasons else ''}"
     )
 
 
@@ -203,5 +203,5 @@ def _outcome(found: Tuning) -> str:
         return f"settings: {chosen}"
     gain = "{value:+.1f} [{low:.1f}, {high:.1f}]".format(**check.difference)
     if check.difference["value"] < 0:
-        return f"settings: {chosen}, those of the start: on the facts kept back, what the search found has {gain} points of S"
-    return f"settings: {chosen}; on the facts kept back {gain} points of S against the start"
+        return f"settings: {chosen}, the starting point: on the validation facts, the search's best has {gain} points of S"
+    return f"settings: {chosen}; on the validation facts {gain} points of S against the start"

@@ -26,7 +26,7 @@ class Case:
     - `generation`: openings about the subject that do not ask for the fact; fluency and consistency are measured on
       the text that the model writes after them.
     - `scoring`: how an answer is counted right. `"probability"` compares the new and the true target (CounterFact,
-      and a user's own rows); `"token_accuracy"` is the share of answer tokens that are the argmax (zsRE).
+      and a user's own rows); `"token_accuracy"` is the fraction of answer tokens that are the argmax (zsRE).
     - `extra`: what single data sets add: `target_id` (CounterFact; finds the reference texts of consistency),
       `portability_question` and `portability_answer` (zsRE, in the few records where they fit the target).
     """

@@ -34,7 +34,7 @@ def _json_rows(text: str) -> Iterator[Row]:
     try:
         records = parse_json(text, surrogates=True)  # a row is told of those in its texts
     except json.JSONDecodeError as error:
-        mend = "name the file .jsonl if it holds one record per line" if error.msg == "Extra data" else "mend it there"
+        mend = "name the file .jsonl if it holds one record per line" if error.msg == "Extra data" else "fix it there"
         yield Row(place=f"line {error.lineno}", problem=f"is not JSON: {fault(error)}; {mend}")
         return
     if not isinstance(records, list):
@@ -120,7 +120,7 @@ def read_text(source: str) -> str:
     path = Path(source)
     try:
         if "\0" in source:
-            raise DatasetError(source, ["is no name of a file: it holds a NUL character"])
+            raise DatasetError(source, ["is not a file name: it contains a NUL character"])
         if path.is_dir():
             raise DatasetError(source, ["is a folder; name a file in it"])
         with path.open("rb") as file:

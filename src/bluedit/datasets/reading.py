@@ -3,7 +3,7 @@
 Two things are kept apart. A *container* (a JSON list, JSON Lines or CSV) is cut into rows, each with its place in
 the file. A *schema* says what a row has to hold and makes a case of it; :data:`SCHEMAS` lists them by name.
 
-Every row is looked at before anything is refused, so that one attempt tells all there is to mend.
+Every row is looked at before anything is refused, so that one attempt tells everything to fix.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def read_cases(
 
     - `path`: a JSON list, JSON Lines or CSV, in UTF-8. The suffix says which; where it does not, the content does.
     - `format`: the schema, a name in :data:`SCHEMAS`; recognised from the rows' keys when left out.
-    - `limit`: read the first so many rows only; what follows them is not validated.
+    - `limit`: read only the first rows; the rest is not validated.
     - `schemas`: those that are looked for.
     - `on_conflict`: what becomes of rows of the user's own that contradict each other: `"error"` refuses them, with `"last"`
       the later one wins, `"keep"` reads both.
 
-    **Raises** :class:`~bluedit.errors.DatasetError` with every row that cannot be used, its place and the mend.
+    **Raises** :class:`~bluedit.errors.DatasetError` with every row that cannot be used, its place and the fix.
     """
     source = os.fspath(path)
     if format is not None and format not in schemas:
@@ -104,7 +104,7 @@ def read_dataset(
     - `spec`: `FILE`, or `FORMAT:FILE` with a name in :data:`SCHEMAS`; or `world:counterfact` or `world:zsre`, the
       synthetic world's cases, optionally with the world's seed, that of the draw of cases, and a kind of subject:
       `world:zsre:7:1:person`. An existing file of exactly this name comes first.
-    - `limit`: the first so many cases only.
+    - `limit`: only the first cases.
     - `schemas`, `on_conflict`: see :func:`read_cases`.
 
     **Raises** :class:`~bluedit.errors.DatasetError` as :func:`read_cases`, and for names that are not known.
@@ -211,7 +211,7 @@ _WANTED = {"string_type": "text", "tuple_type": "a list of texts", "model_type":
 
 
 def _explain(detail: ErrorDetails, schema: type[Schema]) -> str:
-    """One of pydantic's complaints as a sentence with its mend."""
+    """One of pydantic's complaints as a sentence with its fix."""
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).removeprefix(".")
     quoted = f"`{name}` " if name else ""
     match detail["type"]:
@@ -226,7 +226,7 @@ def _explain(detail: ErrorDetails, schema: type[Schema]) -> str:
         case kind if kind in _WANTED:
             return f"{quoted}is {shortened(json.dumps(detail['input']), 60)}; make it {_WANTED[kind]}"
         case _:
-            return f"{quoted}cannot be used: {detail['msg']}; mend it there"
+            return f"{quoted}cannot be used: {detail['msg']}; fix it there"
 
 
 def _grouped(problems: Iterable[tuple[str, str]]) -> list[str]:

@@ -61,7 +61,7 @@ class Relation:
     """One relation: its possible objects and the ways of saying it.
 
     `phrasings` hold `{}` for the subject and are followed by the object; the last two are questions.
-    `stories` open a sentence that goes on with the object's hallmark and names the object: they are the
+    `stories` open a sentence that continues with the object's hallmark and names the object: they are the
     generation prompts, whose continuation should fit the object without having asked for it.
     """
 
@@ -72,7 +72,7 @@ class Relation:
     stories: tuple[str, ...]
 
     def object_id(self, name: str) -> str:
-        """A stable identifier of an object, in the place of CounterFact's Wikidata id."""
+        """A stable identifier of an object, in place of CounterFact's Wikidata id."""
         return f"{self.id}-{self.objects.index(name)}"
 
 

@@ -40,7 +40,7 @@ def check_architecture(
         if getattr(config, "is_encoder_decoder", False):
             return problem(f"{config.model_type} is an encoder-decoder; bluedit edits decoder-only language models")
         if "Unrecognized configuration class" in str(error):
-            return problem(f"{config.model_type} is no causal language model; bluedit edits decoder-only language models")
+            return problem(f"{config.model_type} is not a causal language model; bluedit edits decoder-only language models")
         return problem(f"the model of config.json cannot be built: {first_line(error)}")
     try:
         structure = discover(network, module_map)

@@ -90,7 +90,7 @@ def check_memory(
         free = ", ".join(gigabytes(place.memory.free) for place in tight)
         return Check("memory", "warning", f"{said}. Only {free} are free; what would help: {'; '.join(helps)}", details)
     if gpu and first > memory.free:
-        message = f"{said}. Take second moments in a run before (bluedit stats --no-measure): in the same run it would be "
+        message = f"{said}. Compute second moments in an earlier run (bluedit stats --no-measure): in the same run it would be "
         return Check("memory", "warning", message + gigabytes(first), details)
     return Check("memory", "ok", said, details)
 
@@ -116,11 +116,13 @@ def estimate_time(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Check:
-    layer = network.get_submodule(structure.layer_path(min(critical, default=0)))
+    if not critical:
+        return Check("time", "ok", f"not estimated: {method.name} works on no layer's weight", {})
+    layer = network.get_submodule(structure.layer_path(critical[0]))
     head: Any = network.get_output_embeddings()  # type: ignore[operator]
     speed = product_speed(device, dtype)
     needs = method.needs(settings)
-    # Training runs the layers above forward and back, and the weight's own gradient beside.
+    # Training runs the layers above forward and back, and the weight's own gradient with them.
     aims = tuple(critical) if needs.trains else target_layers(method, critical)
     flops = value_flops(
         structure,

@@ -26,7 +26,7 @@ __all__ = ["check_configuration", "check_numbers", "check_quantisation", "check_
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 _CONVERT = (
     "pickles run code when they are opened, and bluedit does not open them; where you trust them, convert them in Python: "
-    "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER), and save the tokenizer beside"
+    "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER), and save the tokenizer there too"
 )
 
 
@@ -42,20 +42,20 @@ def find_model(name: str) -> tuple[Path | None, Check]:
         got = f", got from the {origin['source']} ({origin['from']})" if {"source", "from"} <= origin.keys() else ""
         return source, Check("model", "ok", f"folder {source}{got}", {"folder": str(source)})
     if source in DOWNLOADS:
-        message = f"{source} is not here yet, and nothing is downloaded here: run bluedit get {source}"
+        message = f"{source} is not cached yet, and this command downloads nothing: run bluedit get {source}"
         return None, Check("model", "problem", message)
     from huggingface_hub import try_to_load_from_cache
 
     try:
         cached = try_to_load_from_cache(source, "config.json")
     except ValueError as error:  # no name that the hub could have
-        return None, Check("model", "problem", f"{name!r} is no folder and no name of the hub: {first_line(error)}")
+        return None, Check("model", "problem", f"{name!r} is neither a folder nor a name on the hub: {first_line(error)}")
     if not isinstance(cached, str):
         return None, Check(
             "model",
             "problem",
-            f"there is no folder {name!r}, and the local cache of the hub does not hold it; nothing is downloaded here: run "
-            f"hf download {name}",
+            f"there is no folder {name!r}, and the local cache of the hub does not hold it; this command downloads nothing: "
+            f"run hf download {name}",
         )
     folder = Path(cached).parent
     return folder, Check("model", "ok", f"{name}, in the local cache of the hub", {"folder": str(folder)})
@@ -78,7 +78,7 @@ def check_configuration(folder: Path, trust_remote_code: bool) -> tuple[Any, Che
     except Exception as error:  # what a configuration class makes of wrong values is its own
         message = f"config.json cannot be used: {first_line(error)}"
         if not trust_remote_code and "trust_remote_code" in str(error):
-            message = "the model comes with code of its own; read it, and say --trust-remote-code where you trust it"
+            message = "the model comes with its own code; read it, and add --trust-remote-code if you trust it"
         return None, Check("configuration", "problem", message)
     kind = str(config.model_type)
     return config, Check("configuration", "ok", f"model type {kind}", {"model_type": kind})
@@ -144,14 +144,14 @@ def check_tokenizer(source: Path | GgufHeader, config: Any, trust_remote_code: b
     from transformers import AutoTokenizer
 
     if isinstance(source, Path) and not any(path.is_file() for pattern in _TOKENIZER_FILES for path in source.glob(pattern)):
-        return Check("tokenizer", "problem", "there is none; save it beside the model with tokenizer.save_pretrained")
+        return Check("tokenizer", "problem", "there is none; save it next to the model with tokenizer.save_pretrained")
     try:
         if isinstance(source, Path):
             tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code, local_files_only=True)
         else:
             tokenizer = read_gguf_tokenizer(source)
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-            raise ModelError("its vocabulary is empty; save it beside the model with tokenizer.save_pretrained")
+            raise ModelError("its vocabulary is empty; save it next to the model with tokenizer.save_pretrained")
         encoder = PromptTokenizer(tokenizer)
     except ModelError as error:
         return Check("tokenizer", "problem", str(error))

@@ -33,8 +33,8 @@ def check_layers(
     below = [layer for layer in structure.dense if layer <= structure.depth // 3] or list(structure.dense)
     critical = tuple(below[-1:] if method.strategy == SINGLE else below[-5:])
     message = (
-        f"the critical layers are not known for {method.name}; find them with bluedit trace and say --layers auto, or name "
-        f"them with --layers; plans below assume {_listed(critical)}"
+        f"the critical layers are not known for {method.name}; find them with bluedit trace and use --layers auto, or set "
+        f"them with --layers; the estimates below assume {_listed(critical)}"
     )
     return critical, Check("layers", "warning", message, {"known": None, "layers": None, "assumed": list(critical)})
 
@@ -42,7 +42,7 @@ def check_layers(
 def check_corpus(known: Preset | None) -> Check:
     if known and known.corpus:
         return Check("corpus", "ok", f"second moments are taken over {known.corpus}", {"corpus": known.corpus})
-    message = "no text is known to take second moments of keys over; name one: --corpus text:FILE, hub:NAME, or stats:FILE"
+    message = "no corpus is known for the second moments of keys; name one: --corpus text:FILE, hub:NAME, or stats:FILE"
     return Check("corpus", "warning", message, {"corpus": None})
 
 
@@ -52,7 +52,8 @@ def check_settings(known: Preset | None, method: Editor, settings: Settings) -> 
     if known:
         return Check("settings", "ok", f"known for {known.name}", {"known": known.name, "settings": used})
     message = (
-        f"not known for this model; the common ones of {method.name} may edit nothing here: find its own with bluedit tune"
+        f"not known for this model; the common settings of {method.name} may have no effect here: find settings "
+        "with bluedit tune"
     )
     return Check("settings", "warning", message, {"known": None, "settings": used})
 

@@ -14,7 +14,7 @@ Status = Literal["ok", "warning", "problem"]
 class Check:
     """One thing looked at. A problem stands in the way of editing; a warning says what is missing or will be slow.
 
-    `message` names the mend where there is something to mend; `details` are the same facts for machines.
+    `message` names the fix where there is something to fix; `details` are the same facts for machines.
     """
 
     name: str

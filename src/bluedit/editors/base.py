@@ -31,9 +31,9 @@ Facts = Iterable[Fact | dict[str, Any]] | Fact | dict[str, Any]
 
 @runtime_checkable
 class Part(Protocol):
-    """A piece that an editor is put together from: a frozen value.
+    """A piece that an editor is built from: a frozen value.
 
-    - `name`: what files call it; a class that is renamed keeps it.
+    - `name`: what files call it; it stays when the class is renamed.
     - `settings`: the class of its settings.
     """
 
@@ -51,12 +51,12 @@ class Edited:
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What an edit takes beside the weights of the model, for estimates of memory and time.
+    """What an edit needs in addition to the weights of the model, for estimates of memory and time.
 
-    - `second_moments`: inverses of second moments at the edited layers, of `metric_bytes` a number; kept twice with
+    - `second_moments`: inverses of second moments at the edited layers, of `metric_bytes` a number; stored twice with
       `keeps_initial`.
     - `trains`: gradients and Adam's moments of the edited weights.
-    - `evaluations`: how often the loss of a fact is evaluated, at every layer that is aimed at.
+    - `evaluations`: how often the loss of a fact is evaluated, at every target layer.
     """
 
     second_moments: bool = False
@@ -79,7 +79,7 @@ class ValueStore(Protocol):
 
 
 class State:
-    """What a sequence of edits remembers beside its edits. This one remembers nothing.
+    """What a sequence of edits remembers in addition to its edits. This one remembers nothing.
 
     - `constant`: the names of :meth:`tensors` that :meth:`absorb` never changes.
     """
@@ -95,11 +95,11 @@ class State:
         return self
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a saved session keeps of it, file by file."""
+        """What a saved session stores of it, file by file."""
         return {}
 
     def record(self) -> dict[str, Any]:
-        """What a saved session keeps of it in JSON."""
+        """What a saved session stores of it in JSON."""
         return {}
 
 
@@ -167,7 +167,7 @@ class Editor(ABC):
     # -- checks ----------------------------------------------------------------------------------------------
 
     def check_batch(self, facts: int) -> None:
-        """**Raises** :class:`~bluedit.errors.SettingsError` when it cannot take so many facts at once."""
+        """**Raises** :class:`~bluedit.errors.SettingsError` when it cannot edit this many facts at once."""
         if self.largest_batch is not None and facts > self.largest_batch:
             raise SettingsError(
                 f"{self.name} solves for {self.largest_batch} fact at a time, and was given {facts}; edit them in sequence "
@@ -240,7 +240,7 @@ class Editor(ABC):
         """**Raises** `ValueError` when what a saved session remembers of a batch is not that batch's."""
         del edit, model
         if memory:
-            raise ValueError(f"{self.name} remembers nothing of a batch, and something is there")
+            raise ValueError(f"{self.name} stores nothing for a batch, but the file holds something")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Critical layers that were chosen, kept for every model in the user's cache: what `--layers auto` reads."""
+"""Critical layers that were chosen, stored for every model in the user's cache: what `--layers auto` reads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Choice:
     - `layers`: all of the range, rising.
     - `peak`: the layer of the range whose MLPs have the largest effect: the one to edit where only one is.
     - `facts`: how many facts were averaged.
-    - `agreement`: the share of bootstrap resamples of the facts that choose the same first and last layer.
+    - `agreement`: the fraction of bootstrap resamples of the facts that choose the same first and last layer.
     """
 
     layers: tuple[int, ...]
@@ -63,7 +63,7 @@ class Choice:
 
 
 def remember(choice: Choice, fingerprint: str, chat: Chat | None = None) -> None:
-    """Keep a choice for the model of this fingerprint, traced plain or in a chat, unless a kept one rests on more facts."""
+    """Store a choice for the model of this fingerprint, traced plain or in a chat, unless one on more facts is stored."""
     path = _path(fingerprint, chat)
     kept = _load(path)
     if kept is None or kept.facts <= choice.facts:
@@ -71,7 +71,7 @@ def remember(choice: Choice, fingerprint: str, chat: Chat | None = None) -> None
 
 
 def recall(model: EditableModel) -> Choice:
-    """The choice kept for a model.
+    """The choice stored for a model.
 
     **Raises** :class:`~bluedit.errors.SettingsError` when there is none, with the way to one.
     """
@@ -79,7 +79,7 @@ def recall(model: EditableModel) -> Choice:
     if choice is None:
         flag = " --chat" if model.text.chat else ""
         raise SettingsError(
-            f"no trace of this model is kept to choose its layers from; run `bluedit trace --model NAME --facts FILE{flag}` "
+            f"no trace of this model is stored to choose its layers from; run `bluedit trace --model NAME --facts FILE{flag}` "
             "on facts it knows, name such a file with --trace-facts, or name the layers"
         )
     return choice

@@ -34,7 +34,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     for part in plain.split(","):
         first, _, last = part.partition("-")
         if int(last or first) < int(first):
-            raise SettingsError(f"the layers {excerpt(text)}: a range runs backwards; write {last}-{first}")
+            raise SettingsError(f"the layers {excerpt(text)}: the range runs backwards; write {last}-{first}")
         layers.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(layers))
 
@@ -102,13 +102,13 @@ def _checked(layers: Any) -> tuple[int, ...]:
 
 
 def _check_present(editor: Editor, structure: Structure, critical: tuple[int, ...]) -> None:
-    """**Raises** :class:`~bluedit.errors.SettingsError` for a layer that is not there, or is no single matrix."""
+    """**Raises** :class:`~bluedit.errors.SettingsError` for a layer that does not exist, or is a mixture of experts."""
     steps = editor.strategy.steps(critical)
     asked = {*critical, *(layer for step in steps for layer in (step.layer, step.target_layer))}
     if outside := sorted(layer for layer in asked if not 0 <= layer < structure.depth):
         raise SettingsError(f"layer {outside[-1]} is not in this model: it has layers 0 to {structure.depth - 1}")
     if sparse := sorted(asked - set(structure.dense)):
         raise SettingsError(
-            f"layer {sparse[0]} is a mixture of experts: its MLP is no single matrix that could be edited; choose among layers "
-            + ", ".join(map(str, structure.dense))
+            f"layer {sparse[0]} is a mixture of experts: its MLP is not a single matrix that can be edited; choose among "
+            "layers " + ", ".join(map(str, structure.dense))
         )

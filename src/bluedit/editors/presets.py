@@ -1,4 +1,4 @@
-"""Models whose critical layers and settings are known, told apart by their shape and never by their name."""
+"""Models whose critical layers and settings are known, recognised by their shape and never by their name."""
 
 from __future__ import annotations
 

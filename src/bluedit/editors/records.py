@@ -99,13 +99,13 @@ def checked(change: Change, layer: int) -> Change:
     except ValueError as error:
         raise NumericsError(
             f"the update of layer {layer} is not finite ({error}); raise lambda or shrinkage, or load the model in a "
-            "wider dtype"
+            "higher-precision dtype"
         ) from error
     return change
 
 
 def _relative(norm: float, weight_DF: Tensor) -> float:
-    """||D|| / ||W||; 0 for a weight of zeros, beside which no change has a size."""
+    """||D|| / ||W||; 0 for a weight of zeros, relative to which no change has a size."""
     size = upcast(weight_DF).norm().item()
     return norm / size if size else 0.0
 

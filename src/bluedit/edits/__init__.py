@@ -1,4 +1,4 @@
-"""Edits as values: what can be applied to a model, taken back, saved and loaded."""
+"""Edits as values: what can be applied to a model, reverted, saved and loaded."""
 
 import lazy_loader
 

@@ -1,10 +1,10 @@
-"""What an edit is: something done to a model that can be applied, taken back bit for bit, saved, loaded and described.
+"""What an edit is: something done to a model that can be applied, reverted bit for bit, saved, loaded and described.
 
 An edit is one `.safetensors` file with its manifest in the metadata, or a folder with `patch.safetensors` and `patch.json`. The
 manifest says what was edited, how, and on which model. Nothing in it is ever executed.
 
-:class:`~bluedit.edits.patch.Patch` changes weights. Other kinds subclass :class:`Edit`: they may install something beside the
-weights (:meth:`Edit.attach`), and are found by the `kind` in their manifest when they are loaded.
+:class:`~bluedit.edits.patch.Patch` changes weights. Other kinds subclass :class:`Edit`: they may install something
+in addition to the weights (:meth:`Edit.attach`), and are found by the `kind` in their manifest when they are loaded.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Edit(ABC):
     # -- applying --------------------------------------------------------------------------------------------
 
     def apply(self, model: EditableModel | PreTrainedModel, *, check: bool = True) -> None:
-        """Add the changes to the model's weights, in place, and install the rest. The original bits are kept for
+        """Add the changes to the model's weights, in place, and install the rest. The original bits are stored for
         :meth:`revert`.
 
         **Arguments**
@@ -148,7 +148,7 @@ class Edit(ABC):
         - `check`: refuse a model whose weights are not the ones the edit was computed on.
 
         **Raises** :class:`~bluedit.errors.PatchError` when the edit does not fit, before anything is changed. When
-        anything fails on the way the weights are put back.
+        anything fails on the way the weights are restored.
         """
         network = _network(model)
         self.check_fit(network, check=check)
@@ -344,7 +344,7 @@ def _read_manifest(source: Path) -> dict[str, Any]:
         with safe_open(source, "pt") as file:
             metadata = file.metadata() or {}
         if "manifest" not in metadata:
-            raise PatchError(f"{source} is no patch: it has no manifest; bluedit edit writes files that do")
+            raise PatchError(f"{source} is not a patch: it has no manifest; bluedit edit writes files that do")
         return parse_object(metadata["manifest"], source)
     except PatchError:
         raise

@@ -81,7 +81,7 @@ class Change(ABC):
 
 @dataclass(frozen=True)
 class LowRank(Change):
-    """R Q^T, kept as factors: `residual_DN` (D x N) times the transpose of `gain_FN` (F x N).
+    """R Q^T, stored as factors: `residual_DN` (D x N) times the transpose of `gain_FN` (F x N).
 
     Column n of both is fact n's: the change is a sum over facts.
     """
@@ -129,7 +129,7 @@ class LowRank(Change):
 
 @dataclass(frozen=True)
 class Masked(Change):
-    """R Q^T with all entries zeroed but those of a mask, kept at one bit each: `bits` is D x ceil(F/8), uint8, numpy's
+    """R Q^T with all entries zeroed but those of a mask, stored at one bit each: `bits` is D x ceil(F/8), uint8, numpy's
     packing."""
 
     kind: ClassVar = "masked"
@@ -179,7 +179,7 @@ class Dense(Change):
 
     def __post_init__(self) -> None:
         if self.change_DF.ndim != 2:
-            raise ValueError(f"a change of shape {tuple(self.change_DF.shape)} is no matrix")
+            raise ValueError(f"a change of shape {tuple(self.change_DF.shape)} is not a matrix")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -216,7 +216,7 @@ def total(changes: Sequence[Change]) -> Change:
 def read_change(parts: Mapping[str, Tensor]) -> Change:
     """A change from its stored parts.
 
-    **Raises** `ValueError` when they are not those of one kind, do not fit, or hold what is no number.
+    **Raises** `ValueError` when they are not those of one kind, do not fit, or are not finite.
     """
     names = sorted(parts)
     if names == ["change"]:

@@ -1,8 +1,8 @@
-"""Checkpoints that remember their patches: written with the original bits beside, so that a patch can be taken out.
+"""Checkpoints that remember their patches: written with the original bits next to them, so that a patch can be reverted.
 
 A patched checkpoint is a copy of the model's folder, file by file. Only the bytes of the weights that a patch changes differ,
 and one more folder is in it, `bluedit/`: the applied patches in order, the weights they changed as they were before the first,
-and the list of all files. With the last patch taken out the copy is the model's folder again, byte for byte.
+and the list of all files. With the last patch reverted, the copy is the model's folder again, byte for byte.
 
 A model that is not in a folder, or is written in another precision than the folder's, is written by `save_pretrained`.
 """
@@ -47,7 +47,7 @@ def _owned(path: Path) -> Collection[str] | None:
         return None
     if "files" in record:
         return {*record["files"], f"{_FOLDER}/{_INDEX}"}
-    # Version 1 kept no list; what save_pretrained writes is known.
+    # Version 1 stored no list; what save_pretrained writes is known.
     weights = [name for name in contents(path) if name.endswith(".safetensors")]
     return {*_WRITTEN_BY_VERSION_1, *weights, f"{_FOLDER}/{_INDEX}"}
 
@@ -62,7 +62,7 @@ def save_checkpoint(model: EditableModel, path: str | Path, *, source: str | Pat
     **Arguments**
 
     - `source`: the folder that the model was loaded from. Its files are then copied as they are, and only the weights that
-      patches change are written anew; the model must not have been changed otherwise. Left out, transformers writes all.
+      patches change are written again; the model must not have been changed otherwise. Left out, transformers writes all.
     - `replace`: replace an earlier patched checkpoint that holds nothing else.
 
     **Raises** :class:`~bluedit.errors.InputError` when something is there already that may not be replaced, and when the path

@@ -1,4 +1,4 @@
-"""What is applied to a model object: the original bits, and the patches in order. Kept on that object."""
+"""What is applied to a model object: the original bits, and the patches in order. Stored on that object."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ P = TypeVar("P", bound=Recorded)
 
 @dataclass
 class Ledger(Generic[P]):
-    """What has been applied to one model object, kept on that object: the original bits, and the patches in order."""
+    """What has been applied to one model object, stored on that object: the original bits, and the patches in order."""
 
     network: PreTrainedModel
     originals: dict[str, Tensor]
     patches: list[P]
     attached: list[Callable[[], object]] = field(default_factory=list[Callable[[], object]])
-    """What takes off again what edits installed beside the weights."""
+    """Removes what edits installed in addition to the weights."""
 
     @classmethod
     def of(cls, network: PreTrainedModel) -> Ledger[Any]:
@@ -90,7 +90,7 @@ class Ledger(Generic[P]):
         }
 
     def _attach(self, patches: Sequence[P], *, anew: bool = False) -> None:
-        """Install what edits have beside changes of weights, in their order; with `anew` in place of what there is."""
+        """Install what edits have in addition to changes of weights, in order; with `anew`, replace what is installed."""
         added: list[Callable[[], object]] = []
         try:
             for patch in patches:
@@ -172,5 +172,5 @@ def position(patch: Recorded, applied: Sequence[Recorded]) -> int:
     same = [position for position, other in enumerate(applied) if other is patch]
     same = same or [position for position, other in enumerate(applied) if other.manifest == patch.manifest]
     if not same:
-        raise PatchError("this patch is not applied to this model; apply it first, or reload the model to be rid of it")
+        raise PatchError("this patch is not applied to this model; apply it first, or reload the model to get rid of it")
     return same[-1]

@@ -1,4 +1,4 @@
-"""What a patch says of itself: the facts, the weights, how it was made. The JSON file beside its tensors."""
+"""What a patch says of itself: the facts, the weights, how it was made. The JSON file next to its tensors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class OptimisationRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Everything about a patch but its tensors; the JSON file beside them."""
+    """Everything about a patch but its tensors; the JSON file next to them."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""A patch: an edit of weights, as a small file that can be looked at, applied, and taken back bit for bit.
+"""A patch: an edit of weights, as a small file that can be inspected, applied, and reverted bit for bit.
 
 Per weight it holds the parts of its :class:`~bluedit.edits.changes.Change`; :mod:`bluedit.edits.base` has the files.
 """
@@ -75,7 +75,7 @@ class Patch(Edit):
         if any(len(record.evaluations) != len(manifest.facts) for record in manifest.optimisation):
             raise PatchError(f"{source} is damaged: its record of the optimisation is not one of {len(manifest.facts)} facts")
         if len(tensors) != sum(len(change.tensors()) for change in changes.values()):
-            raise PatchError(f"{source} holds tensors that its manifest does not name; it was put together wrongly")
+            raise PatchError(f"{source} holds tensors that its manifest does not name; it was assembled wrongly")
         if not hashed:
             _check_norms(changes, manifest, source)
         return cls(changes, manifest)

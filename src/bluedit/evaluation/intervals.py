@@ -31,7 +31,7 @@ class Estimate:
 
 
 def share(cases: Sequence[Sequence[float]]) -> Estimate:
-    """The mean over cases of each case's mean, a share, with a Wilson interval.
+    """The mean over cases of each case's mean, a fraction, with a Wilson interval.
 
     `cases` holds every case's outcomes, each in [0, 1]. The interval is Wilson's at the effective sample size
     p (1 - p) / Var(mean), with the variance taken between cases: as many as there are outcomes when the outcomes of a case
@@ -51,7 +51,7 @@ def share(cases: Sequence[Sequence[float]]) -> Estimate:
 
 
 def pooled_share(hits: Sequence[float], counts: Sequence[int]) -> Estimate:
-    """The share of hits among all outcomes of all clusters, sum(hits) / sum(counts), with a Wilson interval.
+    """The fraction of hits among all outcomes of all clusters, sum(hits) / sum(counts), with a Wilson interval.
 
     As :func:`share`, but that every outcome counts alike, and not every cluster. The effective sample size is
     p (1 - p) / Var(p), with the variance of a ratio over clusters; where nothing varies, clusters are what is counted.
@@ -71,7 +71,7 @@ def pooled_share(hits: Sequence[float], counts: Sequence[int]) -> Estimate:
 def _wilson(mean: float, size: float) -> tuple[float, float]:
     centre = (mean + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
     half = _Z / (1 + _Z**2 / size) * math.sqrt(mean * (1 - mean) / size + _Z**2 / (4 * size**2))
-    # At the ends the interval reaches the share exactly; rounding must not push it past.
+    # At the ends the interval reaches the fraction exactly; rounding must not push it past.
     return min(max(centre - half, 0.0), mean), max(min(centre + half, 1.0), mean)
 
 

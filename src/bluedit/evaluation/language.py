@@ -1,13 +1,13 @@
-"""What an edit does to a model beside its facts: held-out text, read before and after.
+"""What an edit does to a model apart from its facts: held-out text, read before and after.
 
 *Concept.* With p the unedited model's prediction of a token and q the edited one's, over the T predicted tokens of a text
 
     perplexity             exp(1/T sum -log q(x_t))
     its change             exp(1/T sum log p(x_t) - log q(x_t)) - 1
     KL divergence          1/T sum_t sum_v p_t(v) (log p_t(v) - log q_t(v)), in nats
-    top-1 agreement        share of tokens at which p and q have the same most likely token
+    top-1 agreement        fraction of tokens at which p and q have the same most likely token
 
-*Mechanism.* The unedited logits of a text are too many to be kept (T x V). What is kept is what its head was given (T x D):
+*Mechanism.* The unedited logits of a text are too many to store (T x V). What is stored is what its head was given (T x D):
 the edited model's head is then handed both hidden states of a batch in one pass, so that whatever an architecture does
 to its logits is done to both. No edit changes the head, or the embedding that it may share.
 
@@ -39,7 +39,7 @@ _LONGEST = 512
 
 @dataclass(frozen=True)
 class TextScores:
-    """A model on held-out text, beside the unedited one; intervals over documents.
+    """A model on held-out text, compared with the unedited one; intervals over documents.
 
     - `perplexity`; `perplexity_before`, the unedited model's; `perplexity_change`, paired, in percent.
     - `kl`: KL(unedited || edited) per token, in nats.
@@ -101,7 +101,7 @@ def draw_rows(
 class HeldOutText:
     """Rows of token ids, and what the model as it is now makes of them: the reference that edits are measured against.
 
-    **Cost** one forward pass over the rows now, and one per :meth:`scores`, with logits for two; T x D numbers are kept.
+    **Cost** one forward pass over the rows now, and one per :meth:`scores`, with logits for two; T x D numbers are stored.
 
     **Arguments**
 
@@ -137,7 +137,7 @@ class HeldOutText:
         return sum(len(row) - 1 for row in self.rows)
 
     def scores(self, model: EditableModel, *, progress: Callable[[int], object] | None = None) -> TextScores:
-        """The model as it is now beside the one that the reference was taken of.
+        """The model as it is now, compared with the one that the reference was taken of.
 
         `progress`: called with the number of rows done, after each batch.
 

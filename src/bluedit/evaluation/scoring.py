@@ -55,9 +55,9 @@ def score_cases(
 ) -> Scores:
     """Score a model, or another respondent, on cases, as it is now.
 
-    CounterFact and the user's own files (`probability`): ES is the share of rewrite prompts with P(new) > P(true), PS the
-    same on paraphrases, NS the share of neighborhood prompts with P(true) > P(new); P is the mean log-probability per
-    target token. zsRE (`token_accuracy`): the share of target tokens that are the argmax. EA, PA and NA: the whole target
+    CounterFact and the user's own files (`probability`): ES is the fraction of rewrite prompts with P(new) > P(true), PS the
+    same on paraphrases, NS the fraction of neighborhood prompts with P(true) > P(new); P is the mean log-probability per
+    target token. zsRE (`token_accuracy`): the fraction of target tokens that are the argmax. EA, PA and NA: the whole target
     is the greedy answer. S is the harmonic mean of ES, PS and NS.
 
     **Arguments**

@@ -94,7 +94,7 @@ class Recipe(BaseModel):
     text: Text | None = None
     """Held-out text that the models are read on before and after: text:FILE, as a corpus."""
     text_skip: Annotated[int | None, Field(ge=0)] = None
-    """Leave out so many documents at the text's beginning, which the corpus may have used."""
+    """The number of documents to skip at the beginning of the text, which the corpus may have used."""
     text_tokens: Count | None = None
     """How many tokens of it are predicted; 10,000 when left out."""
     runs: Annotated[tuple[Run, ...], Field(min_length=1)]
@@ -126,7 +126,7 @@ def find_recipe(name: str) -> Path:
     }
     wanted = name.removeprefix("recipes/").removesuffix(".toml")
     if wanted not in shipped:
-        raise RecipeError(f"{shortened(name)} is no file. {did_you_mean(wanted, shipped, what='recipe')}")
+        raise RecipeError(f"{shortened(name)} is not a file. {did_you_mean(wanted, shipped, what='recipe')}")
     return shipped[wanted]
 
 

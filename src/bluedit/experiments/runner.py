@@ -1,4 +1,4 @@
-"""Running a recipe: one session per run, scored after its last batch, everything kept so that a killed experiment goes on.
+"""Running a recipe: one session per run, scored after its last batch, everything saved so that a killed experiment resumes.
 
 An experiment's folder:
 
@@ -57,7 +57,7 @@ R = TypeVar("R", bound=Record)
 
 @dataclass
 class Experiment:
-    """A recipe, the model it edits, and the folder its results are kept in."""
+    """A recipe, the model it edits, and the folder its results are stored in."""
 
     recipe: Recipe
     model: EditableModel
@@ -73,7 +73,7 @@ class Experiment:
     def run(self, progress: Progress = silent) -> dict[str, Any]:
         """Do what is not done yet, and write the table. **Returns** what `table.json` holds.
 
-        Can be killed at any moment and started again: finished runs are kept, the one under way goes on after its last
+        Can be killed at any moment and started again: finished runs stay as they are, the one under way resumes after its last
         batch, and the scores are those of an undisturbed experiment.
 
         **Raises** :class:`~bluedit.errors.RecipeError` when the folder holds the results of another recipe or model.
@@ -118,7 +118,7 @@ class Experiment:
         path = self.folder / RECIPE_MARKER
         other = RecipeError(
             f"{self.folder} holds results of another recipe, or of another model; choose another folder with --out, or "
-            "say --force to lose them"
+            "use --force to discard them"
         )
         if earlier_work(path, claim, read=lambda marker: _document(marker, "recipe"), error=other) is None:
             _write(path, claim, "recipe")
@@ -323,7 +323,7 @@ def _document(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _damaged(error: DamagedFileError) -> RecipeError:
-    return RecipeError(f"{error}; remove it, and what it holds is computed again")
+    return RecipeError(f"{error}; remove it, and it is computed again")
 
 
 def _write(path: Path, document: Mapping[str, Any], kind: str) -> None:

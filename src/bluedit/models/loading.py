@@ -48,14 +48,14 @@ def locate(name: str) -> Path | str:
     """
     path = Path(name).expanduser()
     if len(name) > _LONGEST_NAME or "\0" in name:
-        raise ModelError(f"{excerpt(name)} is no name of a model")
+        raise ModelError(f"{excerpt(name)} is not the name of a model")
     if path.is_dir():
         return path
     if path.is_file():
         if is_gguf(path):
             return path
         raise ModelError(
-            f"{shortened(name)} is a file, and no GGUF file; --model takes the folder that holds config.json and the weights"
+            f"{shortened(name)} is a file, but not a GGUF file; --model takes the folder that holds config.json and the weights"
         )
     if name in EMBEDDED:
         return EMBEDDED[name]

@@ -105,7 +105,7 @@ def _from_folder(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         # Where there are no tokenizer files transformers makes up an empty tokenizer.
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-            raise ModelError(f"{name} holds no tokenizer; save it beside the model with tokenizer.save_pretrained")
+            raise ModelError(f"{name} holds no tokenizer; save it next to the model with tokenizer.save_pretrained")
         if chat:
             Chat.of(tokenizer)  # says what is missing before the weights are read
     with _loading(name, "its weights"):
@@ -153,7 +153,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError as error:
         raise SettingsError(f"there is no device {excerpt(str(device))}; write cpu, cuda, cuda:1, mps or auto") from error
     if target.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(f"device {str(device)!r} asked for, but no GPU is at hand; use --device cpu")
+        raise SettingsError(f"device {str(device)!r} asked for, but no GPU is available; use --device cpu")
     return target
 
 

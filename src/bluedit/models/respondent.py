@@ -97,5 +97,5 @@ def as_respondent(model: EditableModel | Respondent) -> Respondent:
     if isinstance(given, Respondent):
         return given
     if isinstance(given, PreTrainedModel):
-        raise TypeError("a transformers model needs its tokenizer beside it: pass EditableModel(model, tokenizer)")
+        raise TypeError("a transformers model needs its tokenizer: pass EditableModel(model, tokenizer)")
     raise TypeError(f"{type(given).__name__} cannot be evaluated: pass a model, or an object with answer() and generate()")

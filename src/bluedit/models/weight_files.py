@@ -93,7 +93,7 @@ def read_weight_files(folder: Path) -> WeightFiles:
 
 def _file_name(name: Any) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"{excerpt(name)} is no name of a file")
+        raise TypeError(f"{excerpt(name)} is not a file name")
     return name
 
 
@@ -133,7 +133,7 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
     tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
     expected = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     if size < expected:
-        raise ValueError(f"is truncated: {size:,} of {expected:,} bytes are there")
+        raise ValueError(f"is truncated: {size:,} of {expected:,} bytes are present")
     return 8 + length, tensors
 
 
@@ -172,7 +172,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     files = read_weight_files(folder)
     if not files.whole:
-        raise ValueError("its weight files are not whole")
+        raise ValueError("its weight files are incomplete")
     found: dict[str, StoredTensor] = {}
     for file in files.files:
         origin, tensors = _header(folder / file)

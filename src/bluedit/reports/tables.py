@@ -21,8 +21,8 @@ def columns(document: Mapping[str, Any]) -> tuple[str, ...]:
 
 def rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row per run, the unedited model first: scores in percent with 95 % intervals, where held-out text was read its
-    perplexity with the change in percent, KL(unedited || edited) in nats per token and the share of tokens with the same most
-    likely token, the largest relative change of a weight (||D|| / ||W||), and the seconds that editing took."""
+    perplexity with the change in percent, KL(unedited || edited) in nats per token and the fraction of tokens with the same
+    most likely token, the largest relative change of a weight (||D|| / ||W||), and the seconds that editing took."""
     before = document["before"]
     text: tuple[str, ...] = ()
     if "text" in before:

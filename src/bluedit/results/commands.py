@@ -106,7 +106,7 @@ class EditResult(Record):
     settings: dict[str, Any]
     evaluations: dict[str, dict[str, int]]
     losses: dict[str, dict[str, float]]
-    remaining: dict[str, dict[str, float]] = {}
+    remaining: dict[str, dict[str, float]]
     weights: dict[str, ChangedWeight]
     seconds: float
 
@@ -321,7 +321,7 @@ class TuneTrial(Record):
 
 
 class TuneCheck(Record):
-    """Start and outcome on facts kept back; `difference`: the gain in S."""
+    """Start and outcome on held-out facts; `difference`: the gain in S."""
 
     start: TuneTrial
     chosen: TuneTrial
@@ -417,7 +417,7 @@ class ModelsResult(Record):
 class MethodEntry(Record):
     """A method with its own strategy and default settings.
 
-    - `caches_keys`: whether a sequence keeps earlier keys; `largest_batch`: how many facts it edits at once at most.
+    - `caches_keys`: whether a sequence caches earlier keys; `largest_batch`: how many facts it edits at once at most.
     - `installed`: whether it came from elsewhere.
     """
 

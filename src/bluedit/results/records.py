@@ -32,7 +32,7 @@ __all__ = [
 class Record(BaseModel):
     """A JSON object with known keys.
 
-    Keys that are not known are kept: a file of a later version can be read and written again. A key that was not given is
+    Unknown keys are preserved: a file of a later version can be read and written again. A key that was not given is
     left out when it is written.
     """
 
@@ -118,7 +118,7 @@ class ProtocolTag(Record):
 
 
 class TextResult(Record):
-    """A model on held-out text, beside the unedited one; intervals are over documents.
+    """A model on held-out text, compared with the unedited one; intervals are over documents.
 
     - `perplexity`; `perplexity_before`, the unedited model's; `perplexity_change`, paired, in percent.
     - `kl`: KL(unedited || edited) per token, in nats.
@@ -182,7 +182,7 @@ class RunSummary(Record):
     - `text`: on held-out text, where the recipe names some.
     - `retention`: the scores of the `first`, the `middle` and the `latest` batch, after the whole sequence.
     - `drift`: by weight; `null_space_rank`: by weight, AlphaEdit only.
-    - `mean_evaluations`: by layer aimed at, how often a fact's loss was evaluated; `remaining`: what fraction of what was
+    - `mean_evaluations`: by target layer, how often a fact's loss was evaluated; `remaining`: what fraction of what was
       asked for the written weights leave open, over all facts.
     """
 

@@ -94,7 +94,7 @@ class SavedSession(BaseModel):
     """The files of its tensors (:meth:`State.tensors`)."""
     weights_file: str
     whole_file: str | None
-    """The patch of the finished sequence, where its whole change was restrained."""
+    """The patch of the finished sequence, where a constraint acted on its whole change."""
     max_length: int | None = None
     until: float | None = None
     digests: dict[str, str] = {}
@@ -168,7 +168,7 @@ def load_tensors(path: Path, name: str, saved: SavedSession) -> dict[str, Tensor
     if saved.format_version > 1 and saved.digests.get(name) != file.digest:
         raise DamagedFileError(path / name, "is another file, put in its place")
     if not all(bool(tensor.isfinite().all()) for tensor in file.tensors.values()):
-        raise DamagedFileError(path / name, "is damaged: it holds what is no number")
+        raise DamagedFileError(path / name, "is damaged: it holds values that are not finite")
     return file.tensors
 
 
@@ -192,7 +192,7 @@ def read_session(path: Path) -> SavedSession:
             )
         return SavedSession.model_validate(check_seal(document, marker, required=version > 1))
     except DamagedFileError as error:
-        raise SessionError(f"{error}; begin the session anew, or restore the file") from error
+        raise SessionError(f"{error}; start the session again, or restore the file") from error
     except ValidationError as error:
         raise SessionError(f"{marker} cannot be read: {validation_problem(error)}") from error
     except (OSError, ValueError) as error:
@@ -211,7 +211,9 @@ def check_model(path: Path, saved: SavedSession, model: EditableModel) -> None:
         raise SessionError(f"{path} was begun on a model in {wanted}, and this one is in {found}; load it in {wanted}")
     if saved.chat != model.text.chat:
         begun = "plain prompts" if saved.chat is None else "prompts in a chat template"
-        raise SessionError(f"{path} was begun with {begun}, and this model has others; load it as then (--chat, chat=True)")
+        raise SessionError(
+            f"{path} was begun with {begun}, and this model has others; load it in the same way (--chat, chat=True)"
+        )
     for name, fingerprint in saved.before.items():
         if tensor_fingerprint(parameters[name]) != fingerprint:
             raise SessionError(
@@ -221,7 +223,7 @@ def check_model(path: Path, saved: SavedSession, model: EditableModel) -> None:
     if saved.unedited != model.fingerprint(without=saved.before.keys()):
         raise SessionError(f"{path} was begun on other weights, in parts that it does not edit; load the model it was begun on")
     if applied_patches(model):
-        raise SessionError("the model has patches applied already; revert them, or load it afresh, before resuming a session")
+        raise SessionError("the model has patches applied already; revert them, or reload it, before resuming a session")
 
 
 def saved_setup(path: Path, saved: SavedSession, method: Editor | None, statistics: Statistics | None) -> Setup:
@@ -234,7 +236,7 @@ def saved_setup(path: Path, saved: SavedSession, method: Editor | None, statisti
         strategy = _strategy(saved)
     base = base.with_strategy(strategy)
     if saved.parts != (legacy_parts(base) if isinstance(saved.parts, str) else base.record()):
-        raise SessionError(f"{path} was begun with a {saved.method!r} of other parts; give that one as method")
+        raise SessionError(f"{path} was begun with a {saved.method!r} made of other parts; pass that method")
     names = base.settings.names()
     try:
         given = current_names(saved.settings, warn=False)
@@ -277,7 +279,7 @@ def _corpus(path: Path, saved: SavedSession) -> Corpus | None:
         return Corpus(saved.corpus, saved.corpus_identity, 0)
     corpus = read_corpus(saved.corpus)
     if corpus.identity != saved.corpus_identity:
-        raise SessionError(f"{path} was begun with another content of {saved.corpus}; restore that file, or begin anew")
+        raise SessionError(f"{path} was begun with another content of {saved.corpus}; restore that file, or start again")
     return corpus
 
 

@@ -1,4 +1,4 @@
-"""A sequence of edits in one call, kept in a folder if wanted: what `bluedit edit --batch-size --session` does."""
+"""A sequence of edits in one call, saved in a folder if wanted: what `bluedit edit --batch-size --session` does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def edit_in_sequence(
 
     **Arguments**
 
-    - `folder`: where the session is kept after every batch; if one is there already, it goes on.
+    - `folder`: where the session is saved after every batch; a session that is there already resumes.
 
     **Raises** :class:`~bluedit.errors.SessionError` when the folder holds a sequence of other facts, or with another setup.
     """

@@ -1,4 +1,4 @@
-"""Sessions: editing the same model batch after batch, with a way back and a way to go on after a kill.
+"""Sessions: editing the same model batch after batch, with undo, and resumption after a kill.
 
 *Concept.* A session owns what a sequence of edits accumulates: past keys, one patch per batch in an ordered ledger, and the
 settings, context templates and statistics that all of its batches share. Two sessions, on two models, share nothing.
@@ -6,7 +6,7 @@ settings, context templates and statistics that all of its batches share. Two se
 *Mechanism.* An editor computes a batch on the model as the batches before left it, and the edit is applied. What the editor
 remembers goes into its state: closed-form methods absorb past keys into one running inverse per layer, so a batch costs the
 same however many went before. A saved session holds the edits, what was remembered of each batch, the state and the edited
-weights themselves: resuming computes nothing anew.
+weights themselves: resuming recomputes nothing.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Session:
         """
         if self._whole is not None:
             raise SessionError(
-                f"the sequence is finished: {self.setup.method.name} acted on its whole change; reopen() it to go on"
+                f"the sequence is finished: {self.setup.method.name} acted on its whole change; reopen() it to continue"
             )
         setup, state = self.setup, self._state
         plan = setup.plan(self.model, facts, start=len(self.facts), on_conflict=on_conflict)
@@ -161,7 +161,7 @@ class Session:
 
         A finished sequence is reopened as well. **Returns** the patches taken back, oldest first.
 
-        **Raises** :class:`~bluedit.errors.SessionError` when there are not so many.
+        **Raises** :class:`~bluedit.errors.SessionError` when there are fewer.
 
         **Cost** with past keys: absorbing the keys that remain.
         """
@@ -204,14 +204,14 @@ class Session:
         self.undo(0)
 
     def _unfinished(self) -> list[Edit]:
-        """What is applied to the model, with the session's batches in the place of the finished sequence."""
+        """What is applied to the model, with the session's batches in place of the finished sequence."""
         applied = list(applied_patches(self.model))
         if self._whole is None:
             return applied
         place = next((index for index, patch in enumerate(applied) if patch is self._whole), None)
         if place is None:
             raise SessionError(
-                "the finished sequence was taken off the model by other means; apply its patch again, then go on"
+                "the finished sequence was taken off the model by other means; apply its patch again, then continue"
             )
         mine = {id(self._whole), *map(id, self.patches)}
         if [id(patch) for patch in applied if id(patch) not in mine] == [
@@ -255,7 +255,7 @@ class Session:
             known = self._save_into(path, known)
         else:
             if path.is_file():
-                raise SessionError(f"{path} is a file; a session is kept in a folder")
+                raise SessionError(f"{path} is a file; a session is saved in a folder")
             if not replace and (path / SESSION_MARKER).exists():
                 raise SessionError(f"{path} holds a session already; resume that one, or save this one to another folder")
             writable_target(path, replace=replace, kind=SESSION)
@@ -309,14 +309,14 @@ class Session:
         method: Editor | None = None,
         statistics: Statistics | None = None,
     ) -> Session:
-        """Go on with a saved session. `model` is as it was before the first batch; it gets the edited weights, bit for bit.
+        """Resume a saved session. `model` is as it was before the first batch; it gets the edited weights, bit for bit.
 
         **Arguments**
 
         - `method`: needed where it is not one of the known ones; its strategy is the saved one.
         - `statistics`: needed only for a session that was saved before its first batch, with second moments from memory.
 
-        **Raises** :class:`~bluedit.errors.SessionError` when the folder is no session, is damaged, or belongs to another
+        **Raises** :class:`~bluedit.errors.SessionError` when the folder is not a session, is damaged, or belongs to another
         model or method. The model is then as it was.
         """
         path, editable = Path(folder).expanduser(), EditableModel.wrap(model, tokenizer)
@@ -375,7 +375,7 @@ class Session:
         self._whole, self._before_finish = whole, tuple(patches) if whole else ()
         self._id = saved.id
         self._hashes = {tuple(saved.before): saved.unedited}
-        # Files without hashes are written anew, with them, when the session is saved next.
+        # Files without hashes are written again, with hashes, when the session is saved next.
         hashed = saved.format_version > 1
         self._folders[path.resolve()] = SavedFolder(
             saved.revision,

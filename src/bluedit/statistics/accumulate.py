@@ -1,7 +1,7 @@
-"""A pass over a text that can be stopped at any block and gone on with: the second moments of several layers in the making.
+"""A pass over a text that can be stopped at any block and resumed: it accumulates the second moments of several layers.
 
 The state after a block is determined by the documents alone, so a pass that was interrupted ends with the same bits as one that
-was not: totals are float64 and saved as they are, and blocks are formed anew in the same order.
+was not: totals are float64 and saved as they are, and blocks are formed again in the same order.
 
 Shapes: B rows, T tokens, F d_ff, P probed keys.
 """
@@ -81,11 +81,11 @@ class Pass:
     **Arguments**
 
     - `layers`: whose keys are taken; the forward passes stop at the highest.
-    - `max_length`: documents are cut off after so many tokens.
+    - `max_length`: documents are truncated to this many tokens.
     - `measured`: keep a second total per layer, over every other document, and measure how well the moments have converged
       (:mod:`~bluedit.statistics.convergence`). The moments are the same bits with it or without.
 
-    `cursor` says how far it has come; while `whole` is false something is half done, and the state is not one to go on from.
+    `cursor` says how far it has come; while `whole` is false something is half done, and the state is not one to resume from.
 
     Keys are multiplied in float32, a block of some thousands at a time, and the products are summed in float64.
     **Memory**: F^2 x 8 bytes per layer, twice as much when measured; see :meth:`memory`.
@@ -104,8 +104,8 @@ class Pass:
 
     @staticmethod
     def memory(model: EditableModel, layers: Sequence[int], *, measured: bool) -> int:
-        """The bytes a pass needs beside the model and its activations: totals, keys of one block, and one layer's product or
-        measurement."""
+        """The bytes a pass needs in addition to the model and its activations: totals, keys of one block, and one layer's
+        product or measurement."""
         size, count = model.structure.d_ff, len(set(layers))
         totals, keys = count * (2 if measured else 1) * 8 * size**2, count * 4 * BLOCK_KEYS * size
         return totals + keys + (5 * 8 if measured else 4) * size**2
@@ -123,9 +123,9 @@ class Pass:
 
         **Arguments**
 
-        - `texts`: the whole text again, also when the pass is gone on with; what is done is skipped.
+        - `texts`: the whole text again, also when the pass is resumed; what is done is skipped.
         - `until`: stop once the estimated relative error of an edit's change is not above this at any layer. Looked at after
-          whole windows only: the result is that of a pass over so many documents.
+          whole windows only: the result is that of a pass over that many documents.
         - `progress`: called with the number of documents done, after each block.
         - `after_block`: called when the state is whole and may be saved.
 
@@ -148,7 +148,7 @@ class Pass:
                 return True
         if not cursor.tokens:
             raise StatisticsError(
-                "the corpus holds no text to take second moments over; give a file with one document per line"
+                "the corpus holds no text to compute second moments over; give a file with one document per line"
             )
         if self.measured and not is_due(cursor.windows):
             self.whole = False
@@ -177,7 +177,7 @@ class Pass:
         return {f"{kind}.{layer}": tensor.cpu() for kind, tensors in kinds.items() for layer, tensor in tensors.items()}
 
     def restore(self, cursor: Cursor, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state that :meth:`state` gave. **Raises** KeyError or RuntimeError for one of another shape."""
+        """Resume from a state that :meth:`state` gave. **Raises** KeyError or RuntimeError for one of another shape."""
         for layer in self.layers:
             self._totals[layer].copy_(state[f"total.{layer}"])
             if self.measured:

@@ -31,7 +31,7 @@ WINDOW_CHARACTERS = 1 << 20
 BATCH_TOKENS = 4096
 PADDING_FRACTION = 1 / 32
 PADDING_TOKENS = 64
-"""How much padding a batch may have: a fraction of it, or so many tokens, which cost less than another forward pass."""
+"""How much padding a batch may have: a fraction of it, or this many tokens, which cost less than another forward pass."""
 BLOCK_TOKENS = 2048
 """From how many keys on a product is worth adding up an F x F matrix for."""
 BLOCK_KEYS = BLOCK_TOKENS + BATCH_TOKENS

@@ -37,7 +37,7 @@ _SHRINKAGE = 0.01
 
 
 class Point(BaseModel):
-    """One layer's moment after so many documents: estimated relative errors, of C and of the change one fact makes.
+    """One layer's moment after a number of documents: estimated relative errors, of C and of the change one fact makes.
 
     `change` is None where a half was singular.
     """
@@ -51,7 +51,7 @@ class Point(BaseModel):
 
 
 def is_due(windows: int) -> bool:
-    """Whether to measure after so many windows of documents: 1, 2, 3, 4, 6, 8, 12, ..., twice per doubling."""
+    """Whether to measure after this many windows of documents: 1, 2, 3, 4, 6, 8, 12, ..., twice per doubling."""
     return f"{windows:b}".rstrip("0") in ("1", "11")
 
 

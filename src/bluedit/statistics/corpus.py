@@ -50,7 +50,7 @@ class Corpus:
     def documents(self, limit: int | None = None) -> Iterator[str]:
         """The documents in order, at most `limit` of them, blank ones left out."""
         if self.reader is None:
-            raise StatisticsError(f"{self.name} holds second moments and no text to take others over; name a text")
+            raise StatisticsError(f"{self.name} holds second moments, not text, so it cannot give others; name a text")
         return islice((text for text in self.reader() if text.strip()), limit)
 
 

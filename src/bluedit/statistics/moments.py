@@ -28,7 +28,7 @@ __all__ = ["SecondMoment"]
 class SecondMoment:
     """C of one layer (F x F, float64, symmetric) and how many tokens it is the mean over.
 
-    - `file`: the file it is stored in, or would be. What is derived from it is kept beside; only in memory when None.
+    - `file`: the file it is stored in, or would be. What is derived from it is stored next to it; only in memory when None.
     - `documents`: how many documents the tokens are from, where that is known.
     - `curve`: how well it had converged after how much text, where that was measured.
     """
@@ -70,7 +70,7 @@ class SecondMoment:
         return kept["inverse"], kept["condition"].item()
 
     def _derived(self, name: str, parts: Sequence[str], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors that follow from C, `parts` by name: from their file beside it if there is one, else computed and stored."""
+        """Tensors that follow from C, `parts` by name: from their file next to it if there is one, else computed and stored."""
         path = self.file.with_suffix(f".{name}.safetensors") if self.file else None
         if path is not None and path.exists():
             try:

@@ -1,4 +1,4 @@
-"""Stored second moments, keyed by everything that determines them, and passes that can be gone on with."""
+"""Stored second moments, keyed by everything that determines them, and passes that can be resumed."""
 
 from __future__ import annotations
 
@@ -62,20 +62,20 @@ class Collection:
 
 @dataclass
 class Statistics:
-    """Second moments of one model over one corpus, computed when first asked for and kept in a folder.
+    """Second moments of one model over one corpus, computed when first requested and stored in a folder.
 
-    A pass that is interrupted is gone on with when the same moments are asked for again, and ends with the same bits.
+    An interrupted pass resumes at the next request for the same moments, and ends with the same bits.
 
     **Arguments**
 
     - `corpus`: the text; None when every moment that will be asked for is given in `known`.
     - `samples`: at most this many documents of it; all when None.
-    - `folder`: where moments are kept; the user's cache folder when None.
+    - `folder`: where moments are stored; the user's cache folder when None.
     - `known`: moments that need not be looked up, for tests and for statistics from elsewhere.
-    - `max_length`: documents are cut off after so many tokens; at the model's context length when None.
+    - `max_length`: documents are truncated to this many tokens; at the model's context length when None.
     - `measured`: also measure how well the moments converge, at twice the memory; the moments stay the same.
     - `until`: stop once the estimated relative error of an edit's change is not above this; measures too. What was found is
-      stored as the moments over so many documents.
+      stored as the moments over that many documents.
     - `save_every`: seconds between two savings of an unfinished pass; longer where saving takes long.
     """
 
@@ -113,7 +113,7 @@ class Statistics:
             return Collection(found, self.samples)
         if self.corpus is None:
             raise StatisticsError(
-                f"no second moments for layers {missing} and no corpus to take them from; name one: "
+                f"no second moments for layers {missing} and no corpus to compute them from; name one: "
                 "--corpus text:FILE on the command line, corpus='text:FILE' in Python"
             )
         files = self._files(model, missing)
@@ -122,7 +122,7 @@ class Statistics:
             found |= {layer: replace(moment, file=files.moment(layer, self.samples)) for layer, moment in shared.items()}
             return Collection(found, self.corpus.shared.origin.samples)
         if self.until is not None and (settled := files.settled(self.samples, self.until)).exists():
-            # After how many documents these layers had converged is known: their moments are those over so many.
+            # After how many documents these layers had converged is known: their moments are those over that many.
             return replace(self, samples=_read_settled(settled), until=None, measured=True).collect(
                 model, layers, progress, starting
             )
@@ -247,11 +247,11 @@ class _Files:
         return self._named(".safetensors", layer=layer, samples=samples, model=self.fingerprints[layer])
 
     def partial(self, layers: Sequence[int], samples: int | None, measured: bool, until: float | None) -> Path:
-        """Where an unfinished pass is kept."""
+        """Where an unfinished pass is stored."""
         return self._named(".partial.safetensors", layers=layers, samples=samples, measured=measured, until=until)
 
     def settled(self, samples: int | None, until: float) -> Path:
-        """Where it is kept after how many documents a pass stopped by itself."""
+        """The file that records after how many documents a pass stopped by itself."""
         return self._named(".settled.json", samples=samples, until=until, layers=sorted(self.fingerprints))
 
     def _named(self, suffix: str, **more: Any) -> Path:
@@ -292,7 +292,7 @@ def _restore(running: Pass, checkpoint: Checkpoint) -> None:
             running.restore(Cursor.model_validate_json(stored.metadata["cursor"]), stored.tensors)
     except (DamagedFileError, ValidationError, KeyError, RuntimeError) as error:
         problem = str(error) if isinstance(error, DamagedFileError) else f"{path} is damaged: {first_line(error)}"
-        raise StatisticsError(f"the interrupted pass {problem}; remove that file to begin anew") from error
+        raise StatisticsError(f"the interrupted pass {problem}; remove that file to start again") from error
 
 
 def _load(path: Path) -> SecondMoment:
@@ -314,7 +314,7 @@ def _check_unhashed(moment_FF: Tensor, path: Path) -> None:
     **Raises** :class:`~bluedit.errors.DamagedFileError` when it is not.
     """
     if moment_FF.ndim != 2 or moment_FF.shape[0] != moment_FF.shape[1] or not bool(moment_FF.isfinite().all()):
-        raise DamagedFileError(path, "is damaged: it is no square matrix of finite numbers")
+        raise DamagedFileError(path, "is damaged: it is not a square matrix of finite numbers")
     diagonal_F = moment_FF.diagonal()
     # Cauchy and Schwarz: C_ij^2 <= C_ii C_jj; products are rounded.
     bound_FF = (diagonal_F[:, None].clamp_min(0) * diagonal_F).clamp_min(0).sqrt()

@@ -21,7 +21,7 @@ _KIND = "document"
 def write_document(path: Path, document: Mapping[str, Any], *, kind: str | None = None) -> None:
     """Write a document with its hash, whole or not at all.
 
-    `kind` says what it is, so that one in the place of another is noticed.
+    `kind` says what it is, so that a swapped file is noticed.
     """
     with atomic_file(path) as temporary:
         temporary.write_text(document_text(document if kind is None else {_KIND: kind, **document}), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Writing that loses nothing: to a temporary name first, renamed when it is whole.
 
-*What a kill leaves.* A file or folder is written under a temporary name beside its place, flushed to the disk, and takes its
+*What a kill leaves.* A file or folder is written under a temporary name next to its place, flushed to the disk, and takes its
 place in one rename; an older one is exchanged for it in one step where the system can (Linux). What a killed process left
 under temporary names is removed by the next one that writes the same output.
 
@@ -66,8 +66,8 @@ class OutputKind:
             )
         if path.is_dir() and (foreign := [name for name in contents(path) if name not in owned and not is_temporary(name)]):
             raise InputError(
-                f"{path} holds what bluedit did not write ({_some(foreign)}), and is not replaced; move that away, or choose "
-                "another name"
+                f"{path} holds files that bluedit did not write ({_some(foreign)}), and is not replaced; move them away, or "
+                "choose another name"
             )
 
 
@@ -96,7 +96,7 @@ def writable_target(path: Path, *, replace: bool = False, kind: OutputKind | Non
     """
     if os.path.lexists(path):
         if not replace:
-            raise InputError(f"{path} exists already; choose another name, or say --force to replace it")
+            raise InputError(f"{path} exists already; choose another name, or use --force to replace it")
         (kind or _NOTHING).check(path)
     parent = path.absolute().parent
     while not parent.exists():
@@ -115,7 +115,7 @@ def separate(out: Path, source: Path, *, what: str) -> None:
     if there == here:
         raise InputError(f"--out is the folder of the {what} itself, which is not overwritten; choose another folder")
     if here in there.parents or there in here.parents:
-        raise InputError(f"{out} and the folder of the {what}, {source}, lie in one another; choose a folder apart from it")
+        raise InputError(f"{out} and the folder of the {what}, {source}, lie in one another; choose a separate folder")
 
 
 def remove_output(path: Path, kind: OutputKind) -> None:
@@ -140,7 +140,7 @@ def discard(path: Path, kind: OutputKind) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, replace: bool = True) -> Generator[Path]:
-    """A temporary path beside `path`; renamed to it when the block ends well, removed when it does not.
+    """A temporary path next to `path`; renamed to it when the block ends well, removed when it does not.
 
     **Raises** :class:`~bluedit.errors.InputError` when something is at `path` at the end, unless `replace` is set.
     """
@@ -168,7 +168,7 @@ def atomic_file(path: Path, *, replace: bool = True) -> Generator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replace: OutputKind | None = None) -> Generator[Path]:
-    """A temporary folder beside `path`; takes its place when the block ends well, is removed when it does not.
+    """A temporary folder next to `path`; takes its place when the block ends well, is removed when it does not.
 
     Files in it get the mode of any new file. `replace` is the kind of output that may be at `path`: it is checked again at the
     end, and exchanged for the new one.
@@ -201,7 +201,7 @@ def atomic_folder(path: Path, *, replace: OutputKind | None = None) -> Generator
 
 
 def _exchange(new: Path, path: Path, kind: OutputKind) -> None:
-    """Put `new` in the place of what is at `path`, which is then at `new`."""
+    """Swap `new` with what is at `path`."""
     kind.check(path)
     if _renameat2(new, path, _EXCHANGE):
         return
@@ -217,7 +217,7 @@ def _exchange(new: Path, path: Path, kind: OutputKind) -> None:
 
 
 def _rename_to_free(temporary: Path, path: Path) -> None:
-    """Rename to a place where nothing is. What another process put there meanwhile is kept."""
+    """Rename to a place where nothing is. What another process put there in the meantime stays."""
     try:
         if _renameat2(temporary, path, _NOREPLACE):
             return
@@ -225,7 +225,7 @@ def _rename_to_free(temporary: Path, path: Path) -> None:
     except FileExistsError:
         taken = True
     if taken:
-        raise InputError(f"{path} was written by another process meanwhile, and is not replaced; choose another name")
+        raise InputError(f"{path} was written by another process in the meantime, and is not replaced; choose another name")
     temporary.replace(path)
 
 
@@ -262,7 +262,7 @@ def is_temporary(name: str) -> bool:
 
 
 def _temporary(path: Path) -> Path:
-    """A free name beside `path` that tells which process uses it."""
+    """A free name next to `path` that tells which process uses it."""
     return path.with_name(f".{path.name[:150]}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
@@ -320,7 +320,7 @@ def _as_os_error() -> Generator[None]:
 
 
 def cache_folder() -> Path:
-    """Where computed statistics are kept: `$BLUEDIT_CACHE`, else `bluedit` in the user's cache folder."""
+    """Where computed statistics are stored: `$BLUEDIT_CACHE`, else `bluedit` in the user's cache folder."""
     chosen = os.environ.get("BLUEDIT_CACHE")
     if chosen:
         return Path(chosen).expanduser()

@@ -64,7 +64,7 @@ def taking_turns(path: Path, waiting: Callable[[], object] = lambda: None) -> Ge
 
 
 def _lock(path: Path) -> tuple[FileLock | None, str]:
-    """The lock of a path, and what its holder wrote into it; None where locks cannot be kept."""
+    """The lock of a path, and what its holder wrote into it; None where locks are not available."""
     name = hashlib.sha256(os.fsencode(path.expanduser().resolve())).hexdigest()[:32]
     file = cache_folder() / "locks" / f"{name}.lock"
     holder = ""

@@ -1,7 +1,7 @@
 """JSON and TOML from files that others wrote: limits on size and nesting, and errors that say where.
 
 A parser of Python's gives up on deep nesting with a RecursionError, and what is nested less deeply breaks whoever copies or
-prints it later. Every failure here is a `ValueError` with one line of text, as for any other text that is no JSON.
+prints it later. Every failure here is a `ValueError` with one line of text, as for any other text that is not JSON.
 """
 
 from __future__ import annotations

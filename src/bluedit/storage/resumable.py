@@ -96,7 +96,7 @@ class Journal:
         """All records, in their order; none where there is no file.
 
         **Raises** :class:`~bluedit.errors.DamagedFileError` for a line that is not what was written, and `ValueError` for one
-        that is no text.
+        that is not text.
         """
         if not self.path.is_file():
             return

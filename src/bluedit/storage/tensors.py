@@ -39,9 +39,9 @@ class TensorFile:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, key: str | None = None
 ) -> str:
-    """Write tensors, whole or not at all; the file's digest. Cost beside writing: 0.13 s a GB for the hashes.
+    """Write tensors, whole or not at all; the file's digest. Cost in addition to writing: 0.13 s a GB for the hashes.
 
-    `key` says what the file is, so that one in the place of another is noticed.
+    `key` says what the file is, so that a swapped file is noticed.
     """
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = seal({_METADATA: dict(metadata or {}), _HASHES: hash_tensors(ready), _KEY: key})

@@ -42,7 +42,7 @@ def choose_layers(trace: Trace) -> Choice:
     **Raises** :class:`~bluedit.errors.SettingsError` when it shows none, or was not made at the sites that are needed.
     """
     if missing := [site for site in _SITES if site not in trace.settings.sites]:
-        raise SettingsError(f"layers are chosen from the sites {' and '.join(_SITES)}; {missing[0]} was not traced")
+        raise SettingsError(f"layers are chosen from the components {' and '.join(_SITES)}; {missing[0]} was not traced")
     return choose(trace.effects("mlp"), trace.effects("layer"))
 
 
@@ -79,7 +79,7 @@ def layers_by_tracing(
 ) -> Choice:
     """Trace facts at the sites and the one token that a choice needs, choose, and remember.
 
-    The trace is kept in the cache folder: stopped, it goes on, and asked for again it is read.
+    The trace is stored in the cache folder: an interrupted trace resumes, and a complete one is read.
     """
     trace = trace_cases(model, cases, TraceSettings(sites=_SITES, seed=seed, choice_only=True), cached=True, progress=progress)
     choice = choose_layers(trace)

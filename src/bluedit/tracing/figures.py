@@ -38,7 +38,7 @@ def save_figures(trace: Trace, folder: Path, choice: Choice | None = None, examp
 
 
 def fact_figure(fact: FactTrace, path: Path) -> None:
-    """p*(i, l) of one fact, tokens by layers, a panel per site; a star marks the subject's tokens."""
+    """p*(i, l) of one fact, tokens by layers, a panel per component; a star marks the subject's tokens."""
     labels = [f"{token.strip() or repr(token)}{'*' if i in fact.subject else ''}" for i, token in enumerate(fact.tokens)]
     panels = [(_TITLES[site], values) for site, values in fact.restored.items()]
     title = f"p({fact.object.split()[0]}...): {fact.clean:.2f} clean, {fact.corrupted:.2f} corrupted"
@@ -46,7 +46,7 @@ def fact_figure(fact: FactTrace, path: Path) -> None:
 
 
 def average_figure(trace: Trace, path: Path) -> None:
-    """The average indirect effect by part of the prompt and layer, a panel per site."""
+    """The average indirect effect by part of the prompt and layer, a panel per component."""
     panels = [(_TITLES[site], 100 * trace.heat_map(site)) for site in trace.settings.sites]
     _heat_maps(panels, GROUPS, f"average indirect effect, {len(trace.facts)} facts", "percentage points", path)
 
@@ -104,7 +104,7 @@ def _ticks(depth: int) -> list[int]:
 def _save(figure: Figure, path: Path) -> None:
     import matplotlib as mpl
 
-    # Tokens may hold dollar signs, which are no formulas, and scripts that the font lacks.
+    # Tokens may hold dollar signs, which are not formulas, and scripts that the font lacks.
     with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings(), atomic_file(path) as temporary:
         warnings.simplefilter("ignore")
         figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png")

@@ -50,7 +50,7 @@ _MOST_SAMPLES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class TraceSettings:
-    """What a trace depends on beside the model and the facts.
+    """What a trace depends on in addition to the model and the facts.
 
     **Arguments**
 
@@ -76,12 +76,12 @@ class TraceSettings:
     def __post_init__(self) -> None:
         for site in self.sites:
             if site not in SITES:
-                raise SettingsError(did_you_mean(site, SITES, what="site"))
+                raise SettingsError(did_you_mean(site, SITES, what="component"))
         if not self.sites:
-            raise SettingsError(f"no site is named; name some of {', '.join(SITES)}")
+            raise SettingsError(f"no component is named; name some of {', '.join(SITES)}")
         object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
         if not 0 <= self.noise < float("inf"):
-            raise SettingsError(f"noise={self.noise}: its standard deviation cannot be that; 3 is the published one")
+            raise SettingsError(f"noise={self.noise}: this is not a standard deviation; the published one is 3")
         for name in ("samples", "window"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise SettingsError(f"{name}={value}; it must be at least 1")
@@ -126,7 +126,7 @@ class FactTrace:
 
     - `tokens`: the prompt's tokens as text; `subject`: the positions of the subject's.
     - `clean`, `corrupted`: p and p*.
-    - `restored`: by site p*(i, l), (T, L) float64. Left of the subject it is p*: nothing is corrupted there.
+    - `restored`: by component p*(i, l), (T, L) float64. Left of the subject it is p*: nothing is corrupted there.
     """
 
     id: str
@@ -140,7 +140,7 @@ class FactTrace:
     restored: Mapping[Component, np.ndarray]
 
     def effects(self, site: Component) -> np.ndarray:
-        """Indirect effects p*(i, l) - p* at a site, (T, L)."""
+        """Indirect effects p*(i, l) - p* at a component, (T, L)."""
         return self.restored[site] - self.corrupted
 
     def as_dict(self) -> dict[str, Any]:
@@ -183,11 +183,11 @@ def trace_fact(
     - `deviation`: the standard deviation of embeddings that the settings' `noise` counts.
     - `token_budget`: tokens of the restored runs in one forward pass, at most (the samples of one token may exceed it).
 
-    Noise is seeded by the prompt beside the settings' seed, so that a fact's trace depends on no other fact.
+    Noise is seeded by the prompt and the settings' seed, so that a fact's trace depends on no other fact.
 
     **Raises** :class:`~bluedit.errors.NumericsError` naming the fact whose logits are not finite.
 
-    **Cost**: per site S T runs from each of the L layers upwards, over the tokens from the subject on; S runs with
+    **Cost**: per component S T runs from each of the L layers upwards, over the tokens from the subject on; S runs with
     `choice_only`.
     """
     depth, length, first = model.structure.depth, len(question.ids), question.subject.start

@@ -1,12 +1,12 @@
-"""Tracing a file of facts: who is known, the traces of those who are, their averages, and a folder that keeps it all.
+"""Tracing a file of facts: who is known, the traces of those who are, their averages, and a folder that stores it all.
 
 A trace's folder:
 
 | path | holds |
 |---|---|
 | `trace.json` | what the trace depends on; once it is complete, also the facts, averages and the chosen layers |
-| `traced.jsonl` | while the trace is under way: a line for every fact that is done, so that a killed trace goes on |
-| `restored.safetensors` | per site p*(i, l) of all facts, one below the other, (tokens, L) float64 |
+| `traced.jsonl` | while the trace is under way: a line for every fact that is done, so that a killed trace resumes |
+| `restored.safetensors` | per component p*(i, l) of all facts, one below the other, (tokens, L) float64 |
 
 Shapes: N facts, T tokens of a prompt, L layers.
 """
@@ -100,7 +100,7 @@ class Trace:
     def effects(self, site: Component, group: str = LAST_SUBJECT) -> np.ndarray:
         """Indirect effects of the facts that have tokens in the group, means over those, (N, L)."""
         if site not in self.settings.sites:
-            raise SettingsError(f"site {site!r} was not traced; there is {', '.join(self.settings.sites)}")
+            raise SettingsError(f"component {site!r} was not traced; there is {', '.join(self.settings.sites)}")
         rows = [
             fact.effects(site)[tokens.start : tokens.stop].mean(0)
             for fact in self.facts
@@ -228,7 +228,7 @@ def trace_cases(
 
     **Arguments**
 
-    - `folder`: where every fact is kept as soon as it is done, and the whole trace at the end. A trace that was killed goes on
+    - `folder`: where every fact is stored as soon as it is done, and the whole trace at the end. A killed trace resumes
       there, to the same bits; a complete one is read.
     - `cached`: keep the trace in a folder of its own in the user's cache.
     - `replace`: lose an earlier trace in the folder, of whatever.
@@ -344,7 +344,7 @@ def _claimed(folder: Path, claim: Mapping[str, Any]) -> bool:
     """
     other = InputError(
         f"{folder} holds a trace of another model, of other facts, or with other settings; choose another folder with "
-        "--out, or say --force to lose it"
+        "--out, or use --force to discard it"
     )
     earlier = earlier_work(folder / TRACE_MARKER, claim, read=_read, claim=lambda document: document.get("claim"), error=other)
     return earlier is not None and bool(earlier.get("complete"))

@@ -89,9 +89,9 @@ class Tuning(_Record):
         **Raises** :class:`~bluedit.errors.SettingsError` where they were found for something else, or not found yet.
         """
         if not self.complete:
-            raise SettingsError("the tuning file is of a search that was stopped; finish it with the same `bluedit tune`")
+            raise SettingsError("the tuning file is from an interrupted search; run the same `bluedit tune` again to finish it")
         if self.configuration != model.configuration_fingerprint():
-            raise SettingsError("the tuning file is of a model with another configuration; run `bluedit tune` for this one")
+            raise SettingsError("the tuning file is for a model with another configuration; run `bluedit tune` for this one")
         if (self.method, self.strategy) != (method.name, method.strategy.name):
             raise SettingsError(
                 f"the tuning file is for {self.method} with strategy {self.strategy}; edit with those, or run `bluedit tune` "
@@ -121,10 +121,10 @@ def read_tuning(path: Path) -> Tuning:
         return Tuning.model_validate(read_document(path), strict=False)
     except DamagedFileError as error:
         raise SettingsError(
-            f"{error}: it is no tuning file, or a damaged one; `bluedit tune --out` writes tuning files, and --set changes a "
+            f"{error}: it is not a tuning file, or is damaged; `bluedit tune --out` writes tuning files, and --set changes a "
             "setting"
         ) from error
     except ValidationError as error:
         raise SettingsError(
-            f"{path} is no tuning file, or of another version; `bluedit tune --out` writes tuning files"
+            f"{path} is not a tuning file, or is of another version; `bluedit tune --out` writes tuning files"
         ) from error

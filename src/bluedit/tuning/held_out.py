@@ -35,7 +35,7 @@ _FEWEST = 10
 _SEARCHED = 0.6
 """Of the edits, used by the search; the others check what it found."""
 _BYSTANDERS = 0.2
-"""Of the facts, kept from being edited where prompts are needed for what should stay."""
+"""The fraction of facts that is not edited where prompts are needed for what should stay."""
 _NEIGHBORS = 5
 _CONTEXTS = 2
 
@@ -87,7 +87,7 @@ def hold_out(model: EditableModel, cases: Sequence[Case], *, count: int = 100, s
 
     **Arguments**
 
-    - `count`: so many edits at most, three of five for the search.
+    - `count`: at most this many edits, 60 % of them for the search.
     - `seed`: of the draw.
 
     **Raises** :class:`~bluedit.errors.DatasetError` when fewer than ten edits remain, or nothing is known that should stay.
@@ -101,12 +101,12 @@ def hold_out(model: EditableModel, cases: Sequence[Case], *, count: int = 100, s
     bystanders, edits = rows[:kept], rows[kept:][:count]
     if len(edits) < _FEWEST:
         reasons = "; ".join(f"{number} {reason}" for reason, number in left_out.items())
-        aside = f", {kept} kept to see that they stay" if kept else ""
+        aside = f", {kept} held out to see that they stay" if kept else ""
         raise DatasetError(
             "tune",
             [
-                f"{len(edits)} of {len(cases)} facts are left to edit{aside}{f' ({reasons})' if reasons else ''}; settings are "
-                f"chosen on {_FEWEST} at least, better on 100: give more edits, or more facts that the model knows"
+                f"{len(edits)} of {len(cases)} facts are left to edit{aside}{f' ({reasons})' if reasons else ''}; a search "
+                f"needs at least {_FEWEST}, better 100: give more edits, or more facts that the model knows"
             ],
         )
     half = math.ceil(_SEARCHED * len(edits))

@@ -36,7 +36,7 @@ class Axis:
     heading: int = 1
 
     def value(self, start: float, halves: int) -> float | None:
-        """The setting so many half steps from `start`, to two digits; None beyond an end. From 0, steps go up from the
+        """The setting a number of half steps from `start`, to two digits; None beyond an end. From 0, steps go up from the
         lowest value."""
         if not halves:
             return start

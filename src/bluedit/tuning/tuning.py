@@ -1,4 +1,4 @@
-"""Settings for a model that nobody has tuned: tried on held-out facts, every trial kept.
+"""Settings for a model that nobody has tuned: tried on held-out facts, every trial stored.
 
 A trial edits all facts of the search, in batches that do not know of one another, and asks for what should have changed and
 what should have stayed. The objective is S with every comparison counted by how clear it is, p / (p + p') in place of 1 for
@@ -7,7 +7,7 @@ where all edits fail, or all succeed. A change that outgrows its weight costs a 
 of a trial see little of what such a change does elsewhere. Whether what was found is better than the start is then measured
 on facts that the search has not seen.
 
-A tuning file is JSON, written after every trial: a search that was stopped goes on, and its trail can be read.
+A tuning file is JSON, written after every trial: a search that was stopped resumes, and its trials can be read.
 """
 
 from __future__ import annotations
@@ -69,18 +69,18 @@ def tune(
       :func:`~bluedit.tuning.held_out.hold_out`.
     - `vary`: the settings to vary; when left out those of the prior (lambda and shrinkage, or L2 and the threshold of the null
       space), clamp and learning rate, but for those in `settings`.
-    - `trials`: so many at most, the start included.
-    - `count`: so many facts are edited at most, three of five in the search.
+    - `trials`: the maximum number, the start included.
+    - `count`: at most this many facts are used, 60 % for the search and 40 % for validation.
     - `batch_size`: facts of one edit; all of a search's at once when left out. Batches do not know of one another.
-    - `out`: the tuning file, written after every trial. A search that was stopped goes on there; a complete one is read. With
-      `replace`, what is there is lost with the first trial.
+    - `out`: the tuning file, written after every trial. A search that was stopped resumes; a complete one is read. With
+      `replace`, the existing file is lost with the first trial.
     - `on_trial`: called with every trial of the search when it is done, those read from the file too.
     - `options`: as for :func:`bluedit.edit`. `settings` are where the search starts.
 
     **Returns** a :class:`Tuning`. Where the check gives a lower S than for the start, its settings are the start's. The model
     is left as it was.
 
-    **Raises** subclasses of :class:`~bluedit.errors.InputError` for what the caller can mend, facts among them that no trial
+    **Raises** subclasses of :class:`~bluedit.errors.InputError` for what the caller can fix, including facts that no trial
     edits, and :class:`~bluedit.errors.NumericsError` when no trial gives numbers.
     """
     setup = prepare(model, **options)
@@ -88,13 +88,13 @@ def tune(
     fixed = options.get("settings")
     axes = _axes(method, vary, fixed if isinstance(fixed, Mapping) else {})
     if trials < 1:
-        raise SettingsError(f"trials={trials} leaves nothing to try; a search takes about 20")
+        raise SettingsError(f"trials={trials} leaves nothing to try; a search needs about 20")
     if out is not None and out.is_dir():
         raise InputError(f"{out} is a folder, and a tuning file is one file; name it, as in {out / 'tuning.json'}")
     material = hold_out(model, cases, count=count, seed=setup.seed)
     size = batch_size or method.largest_batch or len(material.search)
     method.check_batch(size)
-    # Kept in memory: every trial asks again.
+    # Cached in memory: every trial asks again.
     setup = method.prepare(model, setup, progress)
     search = _Search(model, setup, axes, material, size, trials, out, replace, on_trial, progress)
     with claimed(out) if out is not None else contextlib.nullcontext():
@@ -154,7 +154,7 @@ class _Search:
                 "tune",
                 [
                     f"none of {len(self.trials)} trials edits these facts (S is 0 in the best): give facts in the model's own "
-                    "language, check the layers, or begin elsewhere with --vary NAME --set NAME=VALUE"
+                    "language, check the layers, or start elsewhere with --vary NAME --set NAME=VALUE"
                 ],
             )
         check, better = self._check(best)
@@ -203,8 +203,8 @@ class _Search:
         earlier = read_tuning(self.out)
         if earlier.claim != self._claim:
             raise InputError(
-                f"{self.out} is of another search (other facts, weights or options); choose another file with --out, or say "
-                "--force to lose it"
+                f"{self.out} is of another search (other facts, weights or options); choose another file with --out, or use "
+                "--force to discard it"
             )
         return earlier
 
@@ -273,7 +273,7 @@ class _Search:
             if trial.objective is not None and trial.relative_norm is not None
         ]
         if not done:
-            raise NumericsError(f"none of {len(self.trials)} trials could be edited with; the first: {self.trials[0].problem}")
+            raise NumericsError(f"none of {len(self.trials)} trials made an edit; the first error: {self.trials[0].problem}")
         return max(done)[2]
 
     def _try(self, varied: Mapping[str, float], part: Sequence[HeldOut]) -> tuple[Trial, Scores | None]:
@@ -316,7 +316,7 @@ class _Search:
                 for one in held.questions:
                     margin = answers[one.prompt, one.wanted].log_prob - answers[one.prompt, one.other].log_prob
                     if math.isnan(margin):
-                        raise NumericsError("the edited model gives no numbers")
+                        raise NumericsError("the edited model gives no finite scores")
                     margins.setdefault(one.score, []).append(margin)
                 plain.append((held.fact.id, {name: tuple(float(one > 0) for one in found) for name, found in margins.items()}))
                 clear.append((held.fact.id, {name: tuple(map(_confidence, found)) for name, found in margins.items()}))
@@ -324,7 +324,7 @@ class _Search:
 
     def _check(self, best: Trial) -> tuple[Check, bool]:
         """Start and outcome on facts that the search has not seen; whether the outcome holds there."""
-        self.progress("checking on the facts kept back", 0, None)
+        self.progress("validating on held-out facts", 0, None)
         first = self.trials[0].settings
         start, before = self._try(first, self.material.check)
         chosen, after = (start, before) if best.settings == first else self._try(best.settings, self.material.check)

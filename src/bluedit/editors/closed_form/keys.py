@@ -45,7 +45,7 @@ def fact_keys(model: EditableModel, facts: Sequence[Fact], layer: int, templates
 
 
 def fact_states(model: EditableModel, facts: Sequence[Fact], layer: int, site: Component = "layer") -> Tensor:
-    """States of facts, (D, N) float32: what stands at a site of `layer` at the subject's last token of the bare prompt."""
+    """States of facts, (D, N) float32: the output of a component of `layer` at the subject's last token of the bare prompt."""
     rows = [model.text.row(fact) for fact in facts]
     return model.subject_states(rows, layer, site).T
 

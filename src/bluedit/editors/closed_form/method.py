@@ -1,4 +1,4 @@
-"""A closed-form method as a value: a prior over keys, a strategy, an objective and a constraint, put together.
+"""A closed-form method as a value: a prior over keys, a strategy, an objective and a constraint, combined.
 
     Method(name="mine", strategy=BOUNDARY, prior=NULL_SPACE, caches_keys=True, constraint=RELATIVE_CHANGE)
 

@@ -22,7 +22,7 @@ MEMIT_SEQ = replace(
     MEMIT,
     name="memit-seq",
     caches_keys=True,
-    summary="MEMIT that keeps the keys of earlier batches",
+    summary="MEMIT that caches the keys of earlier batches",
     reference="Li et al. 2025, Rethinking Residual Distribution in Locate-then-Edit Model Editing, eq. 8",
 )
 RECT = replace(
@@ -36,7 +36,7 @@ PRUNE = replace(
     MEMIT,
     name="prune",
     constraint=PRUNING,
-    summary="MEMIT whose total change has its largest singular values restrained at the end of the sequence",
+    summary="MEMIT whose total change has its largest singular values reduced at the end of the sequence",
     reference="Ma et al. 2024, Perturbation-Restrained Sequential Model Editing",
 )
 ALPHAEDIT = Method(
@@ -44,7 +44,7 @@ ALPHAEDIT = Method(
     strategy=EVEN,
     prior=NULL_SPACE,
     caches_keys=True,
-    summary="changes only in the null space of the keys, past keys kept",
+    summary="changes only in the null space of the keys, past keys cached",
     reference="Fang et al. 2024, AlphaEdit: Null-Space Constrained Knowledge Editing for Language Models",
 )
 PMET = Method(
@@ -76,6 +76,6 @@ R_ROME = replace(
     ROME,
     name="r-rome",
     reads_bare_prompt=False,
-    summary="ROME with the mean key in both of its places",
+    summary="ROME with the mean key in both places",
     reference="Gupta et al. 2024, Rebuilding ROME: Resolving Model Collapse during Sequential Model Editing",
 )

@@ -42,13 +42,13 @@ class ValueSettings(Settings):
     early_stop_loss: float = setting(0.05, "A fact is done once its loss is below.", unit="nats", ge=0)
     v_autocast: Literal["off", "bfloat16", "float16"] = setting(
         "off",
-        "Precision of the model's matrix products meanwhile. Deltas, losses and Adam stay float32. Nothing but time is gained "
-        "where the weights are in half precision already.",
+        "Precision of the model's matrix products in the optimisation. Deltas, losses and Adam stay float32. Nothing but "
+        "time is gained where the weights are in half precision already.",
     )
     warm_start_after: int = setting(
         0,
-        "Of a larger batch so many facts, spread evenly, start from 0; the others start from what a ridge regression on those "
-        "predicts, with half of the evaluations. 0, as published: all start from 0.",
+        "In a larger batch, this many facts, spread evenly, start from 0; the others start from what a ridge regression on "
+        "these predicts, with half of the evaluations. 0, as published: all start from 0.",
         unit="facts",
         ge=0,
     )

@@ -10,7 +10,7 @@ It minimises (ROME eq. 4, MEMIT eq. 16)
 by Adam from delta = 0, projected onto ||delta|| <= clamp_norm_factor ||h0|| after every step. The target is h0 + delta.
 
 PMET optimises two vectors at once, at the outputs of the layer's MLP and of its attention, each in a ball of its own; the
-decay is summed over both, and only the MLP's is kept as target. Which sites, and what happens once the target is the
+decay is summed over both, and only the MLP's becomes the target. Which components, and what happens once the target is the
 argmax, are said by the method's :class:`~bluedit.methods.Objective`.
 
 *Mechanism.* Facts do not interact, so a wave of them is one forward and one backward pass per evaluation, run by
@@ -58,7 +58,7 @@ _KL_PROMPT = "{} is a"
 class Values:
     """Optimised values of facts at one layer, in the order of the facts.
 
-    - `targets_DN`: z = h0 + delta, (D, N) float32, at the objective's first site.
+    - `targets_DN`: z = h0 + delta, (D, N) float32, at the objective's first component.
     - `initial_DN`: h0, what stood there before, (D, N) float32.
     - `evaluations`: how often each fact's loss was evaluated; one more than the steps it took.
     - `losses`: each fact's last loss.
@@ -91,7 +91,7 @@ def optimise_values(
     - `templates`: context templates, the bare prompt first; they make the rewriting prompts.
     - `settings`: with `warm_start_after`, some facts start from 0 and the others from a prediction; see
       :mod:`bluedit.editors.closed_form.warm_start`.
-    - `start_DN`: deltas to start from instead, (D, N), at the objective's first site; they are projected onto their balls.
+    - `start_DN`: deltas to start from instead, (D, N), at the objective's first component; they are projected onto their balls.
       A start that is near saves evaluations, and costs one forward pass for the divergence's reference.
     - `token_budget`: padded tokens that are run again at every evaluation, at most (a single fact may exceed it); found from
       the memory there is when left out. When memory runs out all the same, it is halved: facts that have finished stay so.
@@ -372,7 +372,7 @@ class _Wave:
         self.delta_VND.mul_(torch.where(norms_VN > limits_VN, limits_VN / norms_VN, 1.0)[..., None])
 
     def keep(self, keep_N: Tensor) -> None:
-        """Go on with these facts only."""
+        """Continue with these facts only."""
         keep_B = keep_N[self._owner_B]
         self._injection.select(keep_B.nonzero().squeeze(1))
         self._kl_rows_N = (keep_B.cumsum(0) - 1)[self._kl_rows_N[keep_N]]

@@ -83,20 +83,20 @@ class NullSpaceSettings(Settings):
 
     L2: float = setting(
         10.0,
-        "AlphaEdit's ridge, which takes lambda's place.",
+        "AlphaEdit's ridge, used instead of lambda.",
         unit="||k||^2",
         gt=0,
         search=Search(factor=10, lowest=1e-4, highest=1e6, usual=1),
     )
     nullspace_threshold: float = setting(
         2e-2,
-        "Directions with an eigenvalue below count as null space.",
+        "Directions with an eigenvalue below this count as null space.",
         unit="see nullspace_scale",
         gt=0,
         search=Search(factor=10, lowest=1e-6, highest=1e4, usual=2),
     )
     nullspace_scale: Literal["absolute", "relative"] = setting(
-        "absolute", "What the threshold is counted in: C's own units (as published), or mean eigenvalues."
+        "absolute", "The unit of the threshold: C's own units (as published), or mean eigenvalues."
     )
     # Directions without energy are what the method edits in: a search leaves shrinkage alone.
     shrinkage: float = setting(0.0, _SHRINKAGE_SENTENCE, ge=0, le=1, search=Search(factor=10, lowest=1e-3, highest=0.5))

@@ -30,7 +30,7 @@ class InverseMetrics(State):
     Statistics belong to the model as it is before its first edit: prepare all layers then.
 
     - `by_layer`: B as it is now, where the layer's weight is.
-    - `initial`: B before the first batch, kept in main memory where past keys will change it, so that batches can be undone.
+    - `initial`: B before the first batch, stored in main memory where past keys will change it, so that batches can be undone.
     """
 
     constant: ClassVar[frozenset[str]] = frozenset({"initial"})
@@ -59,7 +59,7 @@ class InverseMetrics(State):
             self.by_layer[layer] = metric.copy(model.weight(layer).device)
 
     def absorb(self, memory: Mapping[str, Tensor]) -> None:
-        """Make keys (F, N) by layer past keys, where the method keeps them."""
+        """Make keys (F, N) by layer past keys, where the method caches them."""
         if self.method.caches_keys:
             for layer, keys_FN in memory.items():
                 self.by_layer[int(layer)].absorb(keys_FN)
@@ -120,7 +120,7 @@ def with_moments(model: EditableModel, setup: Setup, progress: Progress) -> Setu
 
 
 def check_keys(memory: Mapping[str, Tensor] | None, edit: Patch, model: EditableModel) -> None:
-    """**Raises** `ValueError` when keys are not those of a batch's facts at the layers it changed. None: none are kept."""
+    """**Raises** `ValueError` when keys are not those of a batch's facts at the layers it changed. None: none are stored."""
     if memory is None:
         return
     wanted = {str(record.layer): (model.structure.d_ff, len(edit.facts)) for record in edit.manifest.weights.values()}

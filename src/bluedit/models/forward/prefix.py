@@ -38,7 +38,7 @@ class SuffixBatch:
 
     **Arguments**
 
-    - `share`: run common beginnings of the rows once. False where rows of the same tokens are told apart by something else,
+    - `share`: run common beginnings of the rows once. False where rows of the same tokens differ in something else,
       such as noise that is added to their embeddings.
 
     **Attributes**
@@ -126,7 +126,7 @@ class SuffixBatch:
         ]
 
     def select(self, keep: Tensor) -> None:
-        """Go on with these rows only, in this order."""
+        """Continue with these rows only, in this order."""
         self.rows = tuple(self.rows[index] for index in keep.tolist())
         self._mask, self._positions, self.states_BSD = self._mask[keep], self._positions[keep], self.states_BSD[keep]
         self.first_B = self.first_B[keep]
@@ -224,7 +224,7 @@ class Injection:
             return self._suffixes.logits(states_BSD, rows, positions, last_mlp=not inside)
 
     def select(self, keep: Tensor) -> None:
-        """Go on with these rows only, in this order."""
+        """Continue with these rows only, in this order."""
         self._suffixes.select(keep)
 
 

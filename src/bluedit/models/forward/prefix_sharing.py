@@ -119,7 +119,7 @@ class Remainders:
 
 
 class SharedBeginnings:
-    """Common beginnings of rows, run once; nothing is run where rows have none, or where the model cannot go on from a cache.
+    """Common beginnings of rows, run once; none where rows have none, or where the model cannot continue from a cache.
 
     **Arguments**
 

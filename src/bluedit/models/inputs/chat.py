@@ -53,14 +53,16 @@ class Chat:
         if not tokenizer.chat_template:
             raise ModelError(
                 "this model's tokenizer has no chat template; leave out --chat (chat=True), or set tokenizer.chat_template to "
-                "the one the model was trained with and save it beside the model"
+                "the one the model was trained with and save it next to the model"
             )
         user = {"role": "user", "content": _MESSAGE}
         _check_ends(tokenizer, [([user], True), ([user, {"role": "assistant", "content": _ANSWER}], False)])
         try:
             prompt = _rendered(tokenizer, [user], prompting=True)
         except Exception as error:  # the template's own code runs here
-            raise ModelError(f"this model's chat template takes no lone message of a user: {first_line(error)}") from error
+            raise ModelError(
+                f"this model's chat template does not accept a single user message: {first_line(error)}"
+            ) from error
         if prompt.count(_MESSAGE) != 1:
             raise ModelError("this model's chat template does not hold a user's message exactly once; leave out --chat")
         before, _, whole = prompt.partition(_MESSAGE)

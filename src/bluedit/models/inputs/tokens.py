@@ -50,7 +50,7 @@ class Row:
 class PromptTokenizer:
     """Tokenises prompts, subjects and targets by one convention, whatever the tokenizer's own.
 
-    Special tokens that the tokenizer puts in front of a text (BOS) are kept on prompts and dropped from targets; those it
+    Special tokens that the tokenizer puts in front of a text (BOS) stay on prompts and dropped from targets; those it
     appends (EOS) are dropped everywhere. A target continues its prompt as a writer would: see :func:`separator`.
 
     With `chat`, a prompt is a user's message in the model's chat template, a target the beginning of the answer. Special
@@ -58,7 +58,7 @@ class PromptTokenizer:
 
     **Arguments**
 
-    - `context_length`: tokens that the model takes. Texts with more characters than so many tokens can hold are refused before
+    - `context_length`: tokens that the model takes. Texts with more characters than these tokens can hold are refused before
       they are tokenised, which can take minutes.
     - `vocabulary`: how many tokens the model has embeddings for; any other token is refused.
 
@@ -75,8 +75,8 @@ class PromptTokenizer:
     ) -> None:
         if not tokenizer.is_fast:
             raise ModelError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer, and only those tell where in the text a token "
-                "stands; load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
+                f"{type(tokenizer).__name__} is not a fast tokenizer, and only those give character "
+                "offsets; load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
             )
         self.tokenizer = tokenizer
         self.context_length = context_length
@@ -109,7 +109,7 @@ class PromptTokenizer:
     def documents(self, texts: Sequence[str], length: int | None = None) -> list[tuple[int, ...]]:
         """The ids of texts as they are, chat or no chat, with the tokenizer's leading special tokens.
 
-        `length`: only the first so many ids are wanted; characters that cannot be among them are not tokenised.
+        `length`: only the first ids are wanted; characters that cannot be among them are not tokenised.
         """
         if length is None:
             return [self._prefix + ids for ids in self._encode(texts)]
@@ -181,7 +181,7 @@ class PromptTokenizer:
         if self._vocabulary is not None and (largest := max(ids, default=0)) >= self._vocabulary:
             raise ModelError(
                 f"the tokenizer gives token {largest:,}, and the model has embeddings for {self._vocabulary:,} only; it is "
-                "another model's tokenizer: save the right one beside the model"
+                "another model's tokenizer: save the right one next to the model"
             )
         return tuple(ids)
 

@@ -1,1 +1,1 @@
-"""Where a network keeps what is edited: module maps, their discovery, the orientation of weights."""
+"""Where the edited weights of a network are: module maps, their discovery, the orientation of weights."""

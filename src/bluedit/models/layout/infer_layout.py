@@ -53,7 +53,7 @@ def _parts(layer: nn.Module, d_model: int) -> tuple[str, str] | None:
 
 
 def _norm(model: nn.Module, layers: str, d_model: int) -> str:
-    """The only norm beside the layers; none where there are several, since one of them may stand before the layers."""
+    """The only norm next to the layers; none where there are several, since one of them may stand before the layers."""
     parent = layers.rpartition(".")[0]
     norms = [
         f"{parent}.{name}".lstrip(".")

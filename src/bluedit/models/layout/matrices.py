@@ -20,7 +20,7 @@ _EDITABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def orientation(module: nn.Module | None) -> Orientation | None:
-    """The orientation of a module's weight; None for what is no plain matrix, as quantised layers are not."""
+    """The orientation of a module's weight; None for anything but a plain matrix, such as a quantised layer."""
     from transformers.pytorch_utils import Conv1D
 
     weight = getattr(module, "weight", None)

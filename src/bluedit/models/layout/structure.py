@@ -76,10 +76,12 @@ def discover(model: nn.Module, module_map: ModuleMap | None = None) -> Structure
             return _describe(model, candidate)
     experts = [path for path, _ in model.named_modules() if _is_experts(path)]
     if experts:
-        raise ModelError(f"{name} is a mixture of experts ({experts[0]}); its MLP is no single matrix that could be edited")
+        raise ModelError(f"{name} is a mixture of experts ({experts[0]}); its MLP is not a single matrix that can be edited")
     # Architectures that can be either say so in their configuration.
     if getattr(config, "is_decoder", True) is False:
-        raise ModelError(f"{name} is an encoder, which sees what follows a token; bluedit edits decoder-only language models")
+        raise ModelError(
+            f"{name} is an encoder, which also attends to later tokens; bluedit edits decoder-only language models"
+        )
     inferred = infer_map(model, head.weight.shape[-1])
     if inferred is None:
         raise ModelError(
@@ -105,7 +107,7 @@ def _check_paths(model: nn.Module, module_map: ModuleMap) -> None:
     """Raises :class:`~bluedit.errors.ModelError` for the first path of a map that leads nowhere, naming the nearest one."""
     lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
     if module_map.layers not in lists:
-        raise ModelError(_nowhere("layers", module_map.layers, "is no list of layers in the model", lists))
+        raise ModelError(_nowhere("layers", module_map.layers, "is not a list of layers in the model", lists))
     layers = model.get_submodule(module_map.layers)
     modules = [path for path, _ in model.named_modules() if path and not path.startswith(f"{module_map.layers}.")]
     if module_map.norm and module_map.norm not in modules:
@@ -119,7 +121,7 @@ def _check_paths(model: nn.Module, module_map: ModuleMap) -> None:
 
 def _nowhere(key: str, path: str, problem: str, there: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(path, list(there), n=1, cutoff=0)
-    return f"the module map's {key} {path!r} {problem}" + (f"; the nearest that is there: {nearest[0]!r}" if nearest else "")
+    return f"the module map's {key} {path!r} {problem}" + (f"; the nearest that exists: {nearest[0]!r}" if nearest else "")
 
 
 def _describe(model: nn.Module, module_map: ModuleMap) -> Structure:

@@ -31,15 +31,15 @@ T = TypeVar("T")
 
 _CPU_TOKENS = 1024
 CPU_GRADIENT_TOKENS = 512
-"""With gradients, every layer's activations are kept."""
+"""With gradients, every layer's activations are stored."""
 _GPU_TOKENS = 32768
-"""Beyond so many tokens a pass is no faster a token."""
+"""Beyond this many tokens, a pass is no faster per token."""
 _SHARE = 0.5
 """Of the memory that is free; the rest is for what an estimate forgets."""
 
 
 class Sized(Protocol):
-    """What a budget asks of a model: how large its layers are, and where and in which type its weights are kept."""
+    """What a budget asks of a model: how large its layers are, and where and in which type its weights are stored."""
 
     @property
     def structure(self) -> Structure: ...
@@ -119,21 +119,21 @@ def plain_budget(model: Sized) -> TokenBudget:
 
 
 def gradient_budget(model: Sized, layer: int) -> TokenBudget:
-    """For passes with gradients through the layers above `layer`, whose activations are all kept."""
+    """For passes with gradients through the layers above `layer`, whose activations are all stored."""
     return _budget(model, gradient_numbers(model.structure, layer), CPU_GRADIENT_TOKENS)
 
 
 def gradient_numbers(structure: Structure, layer: int) -> int:
-    """The numbers that a pass with gradients through the layers above `layer` keeps for each token."""
+    """The numbers that a pass with gradients through the layers above `layer` stores for each token."""
     return max(1, structure.depth - 1 - layer) * (12 * structure.d_model + 6 * structure.d_ff)
 
 
 def _budget(model: Sized, numbers: int, elsewhere: int) -> TokenBudget:
-    """The budget of a GPU for so many numbers a token, in the precision of the weights; `elsewhere`, that of other devices."""
+    """The budget of a GPU for this many numbers per token, in the precision of the weights; `elsewhere` applies to others."""
     if model.device.type != "cuda":
         return TokenBudget(elsewhere)
     free = torch.cuda.mem_get_info(model.device)[0]
-    # What the allocator keeps for later is free as well.
+    # What the allocator reserves for later is free as well.
     free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
     tokens = int(_SHARE * free / (numbers * model.dtype.itemsize))
     return TokenBudget(max(1, min(_GPU_TOKENS, tokens)))

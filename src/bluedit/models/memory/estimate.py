@@ -1,8 +1,8 @@
 """What an edit takes, before it is begun: memory by place, and the work of one fact.
 
-*Where things are.* Beside the weights lies one inverse metric B for each edited layer (F x F; float64, or float32 with
-metric_dtype), the original of each edited weight, one change in float32, and the activations that value optimisation keeps.
-A method that keeps past keys has B as it was at first in main memory, so that batches can be undone. While the metrics are
+*Where things are.* Next to the weights lies one inverse metric B for each edited layer (F x F; float64, or float32 with
+metric_dtype), the original of each edited weight, one change in float32, and the activations that value optimisation stores.
+A method that caches past keys has the initial B in main memory, so that batches can be undone. While the metrics are
 made, the second moments of all edited layers are there, and three matrices more for the inversion: in main memory where the
 moments are stored, on the model's device where they are taken in the same run.
 
@@ -29,7 +29,7 @@ class MemoryPlan:
 
     - `weights`: the model.
     - `metrics`: B of all edited layers.
-    - `initial`: their first state, in main memory; 0 where no past keys are kept.
+    - `initial`: their first state, in main memory; 0 where no past keys are cached.
     - `moments`, `inverting`: second moments of all edited layers, and what inverting one takes.
     - `changing`: the originals of the edited weights, and one change being added.
     - `activations`: of value optimisation.
@@ -89,9 +89,9 @@ def plan_memory(
     **Arguments**
 
     - `parameters`: numbers in the model, each of `weight_bytes`.
-    - `lowest_aim`: the lowest layer whose values are optimised: activations of all layers above are kept.
+    - `lowest_aim`: the lowest layer whose values are optimised: activations of all layers above are stored.
     - `metric_bytes`: of one number of B; 4 with metric_dtype=float32.
-    - `caches_keys`: whether the method keeps past keys.
+    - `caches_keys`: whether the method caches past keys.
     - `trains`: whether it trains one weight instead, by Adam, and needs no metric.
     """
     count, square, matrix = len(set(layers)), structure.d_ff**2, structure.d_model * structure.d_ff
@@ -102,7 +102,7 @@ def plan_memory(
         initial=metrics if caches_keys else 0,
         moments=0 if trains else count * 8 * square,
         inverting=0 if trains else 3 * 8 * square,
-        # Two sums in float32 beside the change itself; for training, its gradient and Adam's two means.
+        # Two sums in float32 in addition to the change itself; for training, its gradient and Adam's two means.
         changing=count * weight_bytes * matrix + (5 if trains else 3) * 4 * matrix,
         # Fewer tokens in a pass still run, and slower; a GPU takes more where it has room.
         activations=CPU_GRADIENT_TOKENS * gradient_numbers(structure, lowest_aim) * weight_bytes,
