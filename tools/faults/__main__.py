@@ -35,7 +35,8 @@ class _Planter:
             return "broken", why
         self._copy.plant(fault)
         try:
-            found = self._run(fault.tests, without=sorted(self._wrong))
+            tests = [test for test in fault.tests if f"tests/{test.partition('::')[0]}" not in self._wrong]
+            found = self._run(tests, without=sorted(self._wrong)) if tests else Result()
         finally:
             self._copy.mend([fault])
         if found.failed:
@@ -47,16 +48,21 @@ class _Planter:
         return "SURVIVED", f"{len(found.passed)} tests of {', '.join(fault.tests)}"
 
     def misled(self, names: Iterable[str]) -> set[str]:
-        """Those among some tests that fail without any fault. They are left out from then on."""
-        new = {name for name in names if "::" in name} - self._right - self._wrong
-        if new:
-            found = self._run(sorted(name.removeprefix("tests/") for name in new), whole=True)
-            self._wrong |= new - set(found.passed)
-            self._right |= new & set(found.passed)
-        return self._wrong & set(names)
+        """Those among some tests that fail without any fault, and files of them that cannot be loaded then. They are left out
+        from then on."""
+        given = set(names)
+        new = given - self._right - self._wrong
+        for load, part in ((False, {name for name in new if "::" in name}), (True, {name for name in new if "::" not in name})):
+            tests = sorted(name.removeprefix("tests/") for name in part if name.startswith("tests/"))
+            found = self._run(tests, whole=True, load=load) if tests else Result()
+            right = part - set(found.failed) if load else part & set(found.passed)
+            self._right |= right
+            self._wrong |= part - right
+        return self._wrong & given
 
-    def _run(self, tests: Sequence[str], *, without: Sequence[str] = (), whole: bool = False) -> Result:
-        return run_tests(self._copy.source, tests, self._folder, without=without, whole=whole, timeout=self._timeout)
+    def _run(self, tests: Sequence[str], *, without: Sequence[str] = (), whole: bool = False, load: bool = False) -> Result:
+        folder, timeout = self._folder, self._timeout
+        return run_tests(self._copy.source, tests, folder, without=without, whole=whole, load=load, timeout=timeout)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,7 +50,14 @@ def preload() -> None:
 
 
 def run_tests(
-    source: Path, tests: Sequence[str], folder: Path, *, without: Sequence[str] = (), whole: bool = False, timeout: float
+    source: Path,
+    tests: Sequence[str],
+    folder: Path,
+    *,
+    without: Sequence[str] = (),
+    whole: bool = False,
+    load: bool = False,
+    timeout: float,
 ) -> Result:
     """Run tests with the package in `source`, until one fails.
 
@@ -60,14 +67,16 @@ def run_tests(
     - `folder`: for temporary files.
     - `without`: tests that are left out.
     - `whole`: run all of them, also after one has failed.
+    - `load`: run none of them, and see only that their files can be loaded.
     """
+    options = [*([] if whole else ["-x"]), *(["--collect-only"] if load else []), *(f"--deselect={name}" for name in without)]
     answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
     started = time.monotonic()
     process = os.fork()
     if not process:
         try:
-            _child(source, tests, folder, answer, without, whole)
+            _child(source, tests, folder, answer, options)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -113,7 +122,7 @@ class _Watcher:
             self.failed.append(report.nodeid)
 
 
-def _child(source: Path, tests: Sequence[str], folder: Path, answer: Path, without: Sequence[str], whole: bool) -> None:
+def _child(source: Path, tests: Sequence[str], folder: Path, answer: Path, more: Sequence[str]) -> None:
     os.setsid()
     os.chdir(ROOT)
     log = os.open(folder / "log.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
@@ -129,9 +138,7 @@ def _child(source: Path, tests: Sequence[str], folder: Path, answer: Path, witho
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(folder / "pytest"), "--tb=short"]
     # Of libraries that are loaded already pytest cannot rewrite the assertions, and need not.
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    options += [] if whole else ["-x"]
-    options += [f"--deselect={name}" for name in without]
-    pytest.main([*options, *(f"tests/{name}" for name in tests)], plugins=[watcher])
+    pytest.main([*options, *more, *(f"tests/{name}" for name in tests)], plugins=[watcher])
     place = Path(str(sys.modules["bluedit"].__file__)).resolve() if "bluedit" in sys.modules else source.resolve()
     assert place.is_relative_to(source.resolve()), f"bluedit was loaded from {place}"
     partial = answer.with_suffix(".partial")
