@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 # Two workers for two cores, one thread each: small matrices gain nothing from more, and threads that share a core lose much.
 TEST_WORKERS ?= 2
 TORTURE_ARGS ?=
+FAULTS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test test-real check format zoo sweep bench torture clean
+.PHONY: help demo demo-real test test-real check format zoo sweep bench torture faults clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -65,6 +66,9 @@ bench: $(VENV)/.installed ## the benchmarks: against the textbook, and batch aft
 
 torture: $(VENV)/.installed ## damaged files, kills, full disks, bad inputs: ten minutes; TORTURE_ARGS=--long for all
 	PYTHONPATH=tools $(BIN)/python -m torture --workers $(TEST_WORKERS) $(TORTURE_ARGS)
+
+faults: $(VENV)/.installed-dev ## plant faults in a copy of the source, and see that the tests notice (half an hour)
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m faults $(FAULTS_ARGS)
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
