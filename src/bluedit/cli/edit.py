@@ -138,7 +138,7 @@ def edit(
         patch = edit_in_sequence(editable, setup, checked, batch_size or max(1, len(checked)), session, bars)
         patch.save(out, replace=force)
     if as_json:
-        from bluedit.results.commands import EditResult
+        from bluedit.results.edits import EditResult
 
         console.emit(EditResult.of({"patch": str(out), **_document(patch)}))
     else:

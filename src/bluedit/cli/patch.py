@@ -31,7 +31,7 @@ def show(patch: PatchPath, quiet: Quiet = False, as_json: AsJson = False) -> Non
 
     loaded = load_edit(patch)
     if as_json:
-        from bluedit.results.commands import PatchShowResult
+        from bluedit.results.edits import PatchShowResult
 
         console.emit(PatchShowResult.of({"patch": str(patch), **loaded.summary()}))
     else:
@@ -86,7 +86,7 @@ def apply(
         save_checkpoint(editable, out, source=source, replace=force)
     if source is not None and (others := other_weights(source)):
         console.say(f"copied as they are, without the patch: {', '.join(others)}")
-    from bluedit.results.commands import PatchApplyResult
+    from bluedit.results.edits import PatchApplyResult
 
     result = PatchApplyResult(checkpoint=str(out), model=model, patch=str(patch), weights=sorted(loaded.changes))
     _report(as_json, result, f"written to {out}")
@@ -133,7 +133,7 @@ def revert(
         bars(f"writing {out}", 0, None)
         save_checkpoint(editable, out, source=source, replace=force)
     left = len(applied) - 1
-    from bluedit.results.commands import PatchRevertResult
+    from bluedit.results.edits import PatchRevertResult
 
     result = PatchRevertResult(checkpoint=str(out), model=model, patches_left=left)
     _report(as_json, result, f"written to {out}; {left} patches remain in it")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from bluedit.results import commands, demos, known, records
+from bluedit.results import commands, demos, edits, known, records
 from bluedit.results.records import Record
 
 __all__ = ["DOCUMENTS", "schema"]
@@ -20,7 +20,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "bluedit demo": demos.DemoResult,
     "bluedit demo --real": demos.RealDemoResult,
     "bluedit doctor": commands.DoctorResult,
-    "bluedit edit": commands.EditResult,
+    "bluedit edit": edits.EditResult,
     "bluedit evaluate": commands.EvaluateResult,
     "bluedit get": commands.GetResult,
     "bluedit run": records.Table,
@@ -29,9 +29,9 @@ DOCUMENTS: dict[str, type[Record]] = {
     "bluedit tune": commands.TuneResult,
     "bluedit models": known.ModelsResult,
     "bluedit methods": known.MethodsResult,
-    "bluedit patch show": commands.PatchShowResult,
-    "bluedit patch apply": commands.PatchApplyResult,
-    "bluedit patch revert": commands.PatchRevertResult,
+    "bluedit patch show": edits.PatchShowResult,
+    "bluedit patch apply": edits.PatchApplyResult,
+    "bluedit patch revert": edits.PatchRevertResult,
     "bluedit session show": commands.SessionShowResult,
     "bluedit session undo": commands.SessionUndoResult,
     "table.json": records.Table,
