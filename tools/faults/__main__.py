@@ -42,7 +42,7 @@ class _Planter:
         if found.failed:
             return "caught", found.failed[0]
         if found.timed_out:
-            return "caught", f"no end after {self._timeout:g} s"
+            return "no end", f"its tests were stopped after {self._timeout:g} s; nothing failed until then"
         if not found.passed:
             return "untested", f"no test of {', '.join(fault.tests)} ran"
         return "SURVIVED", f"{len(found.passed)} tests of {', '.join(fault.tests)}"
