@@ -148,9 +148,9 @@ def draw(document: dict[str, Any], path: Path) -> None:
             if not row:
                 axes.set_title(f"{method}: {'L2' if method == 'alphaedit' else 'lambda'} swept")
             else:
-                axes.set_xlabel("KL(unedited || edited) on held-out text, nats per token")
+                axes.set_xlabel("KL on held-out text, nats per token")
             if not column:
-                axes.set_ylabel({"PS": "PS, %", "PA": "PA, %: greedy answer to a paraphrase"}[score])
+                axes.set_ylabel({"PS": "PS, %", "PA": "PA, %"}[score])
     panels[0][0].legend(frameon=False, fontsize="small")
     figure.suptitle(f"{document['facts']} CounterFact records in one batch, {document['model']}", fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
