@@ -434,7 +434,7 @@ BAD: dict[str, tuple[Callable[[Bench], dict[str, Any]], tuple[str, ...]]] = {
     "set: out of range": (lambda b: {"--set": "lambda=-1"}, ("lambda='-1'", "greater than 0")),
     "set: no number": (lambda b: {"--set": "v_lr=fast"}, ("v_lr='fast'", "number")),
     "set: infinite": (lambda b: {"--set": "lambda=inf"}, ("lambda='inf'", "finite")),
-    "set: no value": (lambda b: {"--set": "lambda"}, ("--set 'lambda' is not understood", "--set lambda=5")),
+    "set: no value": (lambda b: {"--set": "lambda"}, ("--set 'lambda' is not a setting", "--set lambda=5")),
     "layers: above the model": (lambda b: {"--layers": "2-9"}, ("layer 9 is not in this model: it has layers 0 to 3",)),
     "layers: above the model, between the boundaries": (
         lambda b: {"--layers": "1,7", "--strategy": "single:1"},
@@ -617,7 +617,7 @@ def _half_then(error: BaseException) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("place", "replacement"),
     [
-        ("bluedit.editing.fact_keys", _raise(KeyboardInterrupt())),
+        ("bluedit.editors.closed_form.loop.fact_keys", _raise(KeyboardInterrupt())),
         ("bluedit.edits.base.save_file", _half_then(KeyboardInterrupt())),
         ("bluedit.statistics.store.Statistics.moments", _raise(KeyboardInterrupt())),
     ],

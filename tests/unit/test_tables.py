@@ -16,6 +16,7 @@ from rich.text import Text
 from bluedit.cli import console
 from bluedit.cli.tables import Table
 from bluedit.reports.text import visible
+from bluedit.results.records import Record
 
 WIDTHS = [40, 60, 80, 120, 140]
 INTERVALS = {"ES": "96.7 [90.7, 98.9]", "PS": "100.0 [96.3, 100.0]", "NS": "81.25 [70.1, 88.8]", "S": "92.6 [90.4, 94.3]"}
@@ -113,7 +114,7 @@ def test_results_remarks_and_documents_are_printed_as_they_are(capsys: pytest.Ca
     console.show(hostile)
     console.say(hostile)
     console.warn(hostile)
-    console.emit({"name": hostile, "city": "北京"})
+    console.emit(Record.of({"name": hostile, "city": "北京"}))
     out, err = capsys.readouterr()
     for line in (*out.splitlines()[:1], *err.splitlines()):
         assert line.removeprefix("warning: ").rstrip() == r"[/red] :smile: \x1b[2J\x9d \u202e"

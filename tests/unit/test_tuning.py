@@ -518,11 +518,11 @@ def test_files_that_are_no_tuning_files(tmp_path: Path, content: str | bytes) ->
 def test_a_tuning_file_is_for_one_model_and_method(mini: EditableModel, tiny_gpt2: EditableModel, found: Tuning) -> None:
     memit = bluedit.blue(bluedit.MEMIT)
     assert found.settings_for(mini, memit) == found.settings
-    with pytest.raises(SettingsError, match="of a model with another configuration"):
+    with pytest.raises(SettingsError, match="for a model with another configuration"):
         found.settings_for(tiny_gpt2, memit)
     with pytest.raises(SettingsError, match=r"is for memit with strategy boundary; .* for rect with strategy even"):
         found.settings_for(mini, bluedit.RECT)
-    with pytest.raises(SettingsError, match="a search that was stopped"):
+    with pytest.raises(SettingsError, match="from an interrupted search"):
         found.model_copy(update={"complete": False}).settings_for(mini, memit)
 
 
