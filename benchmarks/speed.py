@@ -229,7 +229,7 @@ def memory(material: Material, facts: int = 20, evaluations: int = 3) -> dict[st
             [case.fact for case in cases],
             layers=[13, 17],
             settings={"v_num_grad_steps": evaluations, "early_stop_loss": 0.0, "shrinkage": 0.1},
-            corpus=Statistics(known=moments),
+            corpus=Statistics(precomputed=moments),
         )
     )
     assert len(patch.changes) == 2

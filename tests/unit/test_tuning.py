@@ -224,7 +224,7 @@ _OPTIONS: dict[str, Any] = {"layers": (0, 4), "settings": _QUICK, "vary": ("lamb
 @pytest.fixture(scope="module")
 def moments(mini: EditableModel) -> Statistics:
     corpus = Statistics(bluedit.read_corpus("world:0"), 300)
-    return Statistics(known=corpus.moments(mini, range(8)))
+    return Statistics(precomputed=corpus.moments(mini, range(8)))
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ class SharedValues:
                 "weights": {edited: model.weight_fingerprint(edited) for edited in self.layers},
                 # A checkpoint has one fingerprint in every precision.
                 "computed": [str(model.dtype), model.device.type, torch.get_num_threads()],
-                "chat": asdict(model.text.chat) if model.text.chat else None,
+                "chat": model.text.chat.identity if model.text.chat else None,
                 "layer": layer,
                 "facts": [(fact.prompt, fact.subject, fact.target) for fact in plan.facts],
                 "templates": plan.templates,

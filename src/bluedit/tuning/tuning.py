@@ -173,11 +173,11 @@ class _Search:
     @cached_property
     def _claim(self) -> str:
         """A hash of everything that a trial's outcome depends on."""
-        setup, moments = self.setup, self.setup.statistics.known
+        setup, moments = self.setup, self.setup.statistics.precomputed
         text = json.dumps(
             {
                 "model": self.model.fingerprint(),
-                "chat": asdict(self.model.text.chat) if self.model.text.chat else None,
+                "chat": self.model.text.chat.identity if self.model.text.chat else None,
                 "method": (setup.method.name, setup.method.strategy.name, setup.layers),
                 "start": self._start,
                 "vary": [axis.name for axis in self.axes],

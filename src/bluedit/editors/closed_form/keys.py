@@ -44,10 +44,10 @@ def fact_keys(model: EditableModel, facts: Sequence[Fact], layer: int, templates
     return ((keys_NPF[:, 0] + keys_NPF[:, 1:].mean(1)) / 2).T
 
 
-def fact_states(model: EditableModel, facts: Sequence[Fact], layer: int, site: Component = "layer") -> Tensor:
+def fact_states(model: EditableModel, facts: Sequence[Fact], layer: int, component: Component = "layer") -> Tensor:
     """States of facts, (D, N) float32: the output of a component of `layer` at the subject's last token of the bare prompt."""
     rows = [model.text.row(fact) for fact in facts]
-    return model.subject_states(rows, layer, site).T
+    return model.subject_states(rows, layer, component).T
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
