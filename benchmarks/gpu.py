@@ -28,10 +28,10 @@ from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig
 
 import bluedit
 from bluedit.datasets import read_dataset
-from bluedit.editors.closed_form.keys import context_templates
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.methods import MEMIT
 from bluedit.models import EditableModel, load_model
+from bluedit.models.inputs.templates import context_templates
 from bluedit.statistics import SecondMoment, Statistics
 from bluedit.storage.files import atomic_file
 

@@ -21,7 +21,6 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 import bluedit
 from bluedit.datasets import read_dataset
-from bluedit.editors.closed_form.keys import context_templates
 from bluedit.edits import Patch, merge
 from bluedit.errors import ModelError, PatchError, SessionError
 from bluedit.evaluation import protocol, score_cases
@@ -29,6 +28,7 @@ from bluedit.facts import Fact
 from bluedit.models import EditableModel, PromptTokenizer
 from bluedit.models.generation import generate
 from bluedit.models.inputs.chat import Chat
+from bluedit.models.inputs.templates import context_templates
 from bluedit.models.likelihood import answer_queries
 from bluedit.statistics import Statistics
 from bluedit.storage.documents import document_text

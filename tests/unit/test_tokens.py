@@ -15,11 +15,12 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
-from bluedit.editors.closed_form.keys import context_templates, fact_states
+from bluedit.editors.closed_form.keys import fact_states
 from bluedit.errors import FactError, ModelError
 from bluedit.facts import Fact
 from bluedit.models import Batch, EditableModel, PromptTokenizer, Row
 from bluedit.models.generation import generate
+from bluedit.models.inputs.templates import context_templates
 from bluedit.models.inputs.tokens import separator
 from bluedit.models.likelihood import answer_queries
 

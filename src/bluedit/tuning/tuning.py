@@ -27,7 +27,7 @@ from typing import Any, Unpack
 
 from bluedit.datasets.cases import Case
 from bluedit.editing import EditOptions, prepare, run_plan
-from bluedit.editors.base import Editor, Plan, Setup, ValueStore
+from bluedit.editors.base import Editor, Plan, Setup, Storable, ValueStore
 from bluedit.editors.settings import Settings
 from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
 from bluedit.evaluation.scoring import Scores, compare, tally
@@ -345,7 +345,7 @@ class _FirstValues:
         found = self.known.get(self._key(plan, layer))
         return None if found is None else (found, 0.0)
 
-    def keep(self, model: EditableModel, plan: Plan, layer: int, values: Any, seconds: float) -> None:
+    def keep(self, model: EditableModel, plan: Plan, layer: int, values: Storable, seconds: float) -> None:
         del model, seconds
         if (key := self._key(plan, layer)) is not None:
             self.known[key] = values
@@ -353,8 +353,7 @@ class _FirstValues:
     def _key(self, plan: Plan, layer: int) -> Any:
         if layer != plan.steps[0].target_layer:
             return None
-        settings = plan.settings.as_dict()
-        return plan.facts, tuple(settings[name] for name in plan.method.parts["objective"].settings.names())
+        return plan.facts, json.dumps(plan.method.value_identity(plan.settings), sort_keys=True)
 
 
 def _confidence(margin: float) -> float:
