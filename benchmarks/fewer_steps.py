@@ -17,13 +17,14 @@ from torch import Tensor
 
 from bluedit import MEMIT, edit
 from bluedit.datasets import read_dataset
-from bluedit.editors.closed_form.keys import context_templates, fact_states
+from bluedit.editors.closed_form.keys import fact_states
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.editors.closed_form.warm_start import predict_deltas
 from bluedit.editors.presets import find_preset
 from bluedit.evaluation import Scores, compare, score_cases
 from bluedit.facts import Fact
 from bluedit.models import EditableModel, load_model
+from bluedit.models.inputs.templates import context_templates
 from bluedit.storage.files import atomic_file
 
 RESULTS = Path(__file__).parent / "results" / "fewer_steps.json"

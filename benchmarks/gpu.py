@@ -28,10 +28,10 @@ from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig
 
 import bluedit
 from bluedit.datasets import read_dataset
-from bluedit.editors.closed_form.keys import context_templates
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.methods import MEMIT
 from bluedit.models import EditableModel, load_model
+from bluedit.models.inputs.templates import context_templates
 from bluedit.statistics import SecondMoment, Statistics
 from bluedit.storage.files import atomic_file
 
@@ -90,7 +90,7 @@ def benchmark(name: str, count: int, baseline: int, device: str, out: Path) -> d
     model = build(make(), device)
     facts = [case.fact for case in read_dataset("world:counterfact:0:3:person", count)]
     settings = MEMIT.override({"v_num_grad_steps": 25, "early_stop_loss": 0.0, "v_lr": 0.1, "shrinkage": 0.1})
-    statistics = Statistics(known={layer: random_moment(model.structure.d_ff, device) for layer in layers})
+    statistics = Statistics(precomputed={layer: random_moment(model.structure.d_ff, device) for layer in layers})
     templates = context_templates(model, 0)
     # Once on two facts, so that kernels are loaded and chosen before anything is measured.
     optimise_values(model, facts[:2], layers[0], templates, settings.override({"v_num_grad_steps": 2}))

@@ -18,11 +18,11 @@ import torch
 import bluedit
 from bluedit.datasets import read_dataset
 from bluedit.editors.closed_form.inverse_metric import InverseMetric
-from bluedit.editors.closed_form.keys import context_templates
 from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.facts import Fact
 from bluedit.models import EditableModel, load_model
+from bluedit.models.inputs.templates import context_templates
 from bluedit.sessions import Session
 from bluedit.storage.files import atomic_file
 

@@ -42,12 +42,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFa
 import bluedit
 from bluedit.datasets import World, read_dataset
 from bluedit.editors.closed_form.inverse_metric import InverseMetric
-from bluedit.editors.closed_form.keys import context_templates
 from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.evaluation import score_cases
 from bluedit.facts import Fact
 from bluedit.models import EditableModel, load_model
+from bluedit.models.inputs.templates import context_templates
 from bluedit.statistics import SecondMoment, Statistics, second_moments
 from bluedit.storage.files import atomic_file
 
@@ -229,7 +229,7 @@ def memory(material: Material, facts: int = 20, evaluations: int = 3) -> dict[st
             [case.fact for case in cases],
             layers=[13, 17],
             settings={"v_num_grad_steps": evaluations, "early_stop_loss": 0.0, "shrinkage": 0.1},
-            corpus=Statistics(known=moments),
+            corpus=Statistics(precomputed=moments),
         )
     )
     assert len(patch.changes) == 2

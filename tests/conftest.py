@@ -205,7 +205,7 @@ def moments() -> Callable[[int], Statistics]:
         for layer in range(DEPTH):
             keys_TF = torch.randn(4 * d_ff, d_ff, generator=generator, dtype=torch.float64)
             known[layer] = SecondMoment(keys_TF.T @ keys_TF / len(keys_TF), len(keys_TF))
-        return Statistics(known=known)
+        return Statistics(precomputed=known)
 
     return make
 

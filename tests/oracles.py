@@ -77,9 +77,9 @@ def _block(model: EditableModel, layer: int) -> nn.Module:
     return model.model.get_submodule(f"{model.structure.map.layers}.{layer}")
 
 
-def _site(model: EditableModel, layer: int, site: str) -> nn.Module:
+def _component(model: EditableModel, layer: int, component: str) -> nn.Module:
     places = {"layer": "", "mlp": model.structure.map.projection, "attention": model.structure.map.attention_projection}
-    return _block(model, layer).get_submodule(places[site])
+    return _block(model, layer).get_submodule(places[component])
 
 
 def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -87,15 +87,15 @@ def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def look(model: EditableModel, text: str, position: int, layer: int, site: str = "layer") -> tuple[Tensor, Tensor]:
-    """Key, and what stands at a site, at one position of one text."""
+def look(model: EditableModel, text: str, position: int, layer: int, component: str = "layer") -> tuple[Tensor, Tensor]:
+    """Key, and what stands at a component, at one position of one text."""
     projection = _block(model, layer).get_submodule(model.structure.map.projection)
     seen: dict[str, Tensor] = {}
     handles = [
         projection.register_forward_pre_hook(
             lambda _, inputs: seen.__setitem__("key", inputs[0].flatten(0, -2)[position].clone())
         ),
-        _site(model, layer, site).register_forward_hook(
+        _component(model, layer, component).register_forward_hook(
             lambda _, __, output: seen.__setitem__("state", _first(output)[0, position].clone())
         ),
     ]
@@ -119,9 +119,9 @@ def key(model: EditableModel, fact: Fact, layer: int, templates: Sequence[str]) 
     return torch.stack(kinds).mean(0)
 
 
-def state(model: EditableModel, fact: Fact, layer: int, site: str = "layer") -> Tensor:
-    """What stands at a site for a fact: bare prompt only."""
-    return look(model, *place(model, "{}", fact.prompt, fact.subject), layer, site)[1]
+def state(model: EditableModel, fact: Fact, layer: int, component: str = "layer") -> Tensor:
+    """What stands at a component for a fact: bare prompt only."""
+    return look(model, *place(model, "{}", fact.prompt, fact.subject), layer, component)[1]
 
 
 # -- values --------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def optimise(
     layer: int,
     templates: Sequence[str],
     settings: Any,
-    sites: Sequence[str] = ("layer",),
+    components: Sequence[str] = ("layer",),
     pmet: bool = False,
 ) -> tuple[Tensor, int, float]:
     """One fact's target, how often its loss was evaluated, and its last loss. ROME eq. 4 with torch's own Adam.
@@ -144,7 +144,7 @@ def optimise(
     target = list(model.text.target(fact.target))
     prompts = [place(model, template, fact.prompt, fact.subject) for template in templates]
     kl_text, kl_position = place(model, "{}", "{} is a", fact.subject)
-    initial = [state(model, fact, layer, site) for site in sites]
+    initial = [state(model, fact, layer, component) for component in components]
     deltas = [torch.zeros_like(one, requires_grad=True) for one in initial]
     optimizer = torch.optim.Adam(deltas, lr=settings.v_lr)
     original = None
@@ -162,8 +162,8 @@ def optimise(
                 return add
 
             handles = [
-                _site(model, layer, site).register_forward_hook(adding(delta))
-                for site, delta in zip(sites, deltas, strict=True)
+                _component(model, layer, component).register_forward_hook(adding(delta))
+                for component, delta in zip(components, deltas, strict=True)
             ]
             try:
                 return model.model(torch.tensor([list(ids)]), use_cache=False).logits[0].log_softmax(-1)
@@ -274,19 +274,19 @@ class TextbookSession:
             for layer, change in changes.items():
                 self._install(layer, change)
             return changes
-        sites = {"pmet": ("mlp", "attention"), "rome": ("mlp",), "r-rome": ("mlp",)}.get(self.method, ("layer",))
+        components = {"pmet": ("mlp", "attention"), "rome": ("mlp",), "r-rome": ("mlp",)}.get(self.method, ("layer",))
         before = {layer: self._weight(layer) for layer, _, _ in steps}
         targets: dict[int, Tensor] = {}
         changes: dict[int, Tensor] = {}
         for layer, aim, share in steps:
             if aim not in targets:
                 values = [
-                    optimise(self.model, fact, aim, self.templates, self.settings, sites, self.method == "pmet")[0]
+                    optimise(self.model, fact, aim, self.templates, self.settings, components, self.method == "pmet")[0]
                     for fact in facts
                 ]
                 targets[aim] = torch.stack(values, 1)
             keys = torch.stack([key(self.model, fact, layer, self.templates) for fact in facts], 1).double()
-            states = torch.stack([state(self.model, fact, aim, sites[0]) for fact in facts], 1)
+            states = torch.stack([state(self.model, fact, aim, components[0]) for fact in facts], 1)
             changes[layer] = self._solve(facts, layer, keys, share * (targets[aim] - states).double())
             self._install(layer, changes[layer])
         if self.method == "rect":

@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bluedit.editors.base import Editor, Facts, Plan, Setup, State, ValueStore
-from bluedit.editors.closed_form.keys import check_templates, context_templates
 from bluedit.editors.layers import choose_layers, unknown_layers
 from bluedit.editors.presets import find_preset
 from bluedit.editors.settings import Settings
@@ -17,6 +16,7 @@ from bluedit.edits import Edit
 from bluedit.facts import OnConflict, check_on_conflict
 from bluedit.methods import MEMIT, blue, find_method
 from bluedit.models import EditableModel
+from bluedit.models.inputs.templates import check_templates, context_templates
 from bluedit.progress import Progress, silent
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.strategies import Strategy, find_strategy

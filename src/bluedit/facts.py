@@ -10,13 +10,13 @@ from typing import Any, Literal, get_args
 
 from bluedit.errors import FactError, SettingsError, did_you_mean, excerpt, shortened
 
-__all__ = ["CONFLICT_MEND", "Fact", "OnConflict", "check_facts", "check_on_conflict", "conflicts", "settle", "told_relation"]
+__all__ = ["CONFLICT_FIX", "Fact", "OnConflict", "check_facts", "check_on_conflict", "conflicts", "settle", "told_relation"]
 
 OnConflict = Literal["error", "last", "keep"]
 """What becomes of facts that give one question two targets: they are refused, the later one wins, or all are edited."""
 
 
-CONFLICT_MEND = "use --on-conflict last (the later one counts) or keep (both do); on_conflict= in Python"
+CONFLICT_FIX = "use --on-conflict last (the later one counts) or keep (both do); on_conflict= in Python"
 _SHOWN = 10
 """Pairs of facts that a message tells."""
 
@@ -183,5 +183,5 @@ def check_facts(facts: Iterable[Fact | dict[str, Any]], start: int = 0, on_confl
     ]
     if problems:
         more = f"; and {len(pairs) - _SHOWN:,} more such pairs" if len(pairs) > _SHOWN else ""
-        raise FactError(f"{'; '.join(problems)}{more}; keep one of them, or {CONFLICT_MEND}")
+        raise FactError(f"{'; '.join(problems)}{more}; keep one of them, or {CONFLICT_FIX}")
     return checked

@@ -77,12 +77,12 @@ class Architecture:
             pytest.skip(f"this release of transformers has no {self.config}")
         return random_model(kind(**self.options))
 
-    def module(self, model: EditableModel, layer: int, site: str) -> nn.Module:
+    def module(self, model: EditableModel, layer: int, component: str) -> nn.Module:
         block = model.model.get_submodule(self.layers)[layer]  # type: ignore[index]
-        return block.get_submodule({"layer": "", "attention": self.attention}.get(site, self.projection))
+        return block.get_submodule({"layer": "", "attention": self.attention}.get(component, self.projection))
 
-    def has(self, layer: int, site: str) -> bool:
-        return layer in {"layer": range(DEPTH), "attention": self.attending}.get(site, self.dense)
+    def has(self, layer: int, component: str) -> bool:
+        return layer in {"layer": range(DEPTH), "attention": self.attending}.get(component, self.dense)
 
 
 def llama_like(config: str, options: dict[str, Any] = _GROUPED, **more: Any) -> Architecture:
@@ -227,7 +227,7 @@ FACTS = (
     Fact("{} is", "Ezl", "a gardener"),
     Fact("The name is {}", "Kvel & Co", "x"),  # the subject ends the prompt
 )
-SITES = ("key", "mlp", "attention", "layer")
+COMPONENTS = ("key", "mlp", "attention", "layer")
 TEMPLATES = ("{}", "The old mill. {}")
 SETTINGS = {"lambda": 2.0, "v_lr": 0.3, "v_num_grad_steps": 3}
 
@@ -271,7 +271,7 @@ def close(got: Tensor, expected: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def listening(module: nn.Module, site: str, hear: Callable[[Tensor], Tensor | None]) -> Generator[None]:
+def listening(module: nn.Module, component: str, hear: Callable[[Tensor], Tensor | None]) -> Generator[None]:
     """PyTorch's own hook on a module that one row runs through; `hear` gets (T, D)."""
 
     def changed(hidden: Tensor) -> Tensor | None:
@@ -282,7 +282,7 @@ def listening(module: nn.Module, site: str, hear: Callable[[Tensor], Tensor | No
         new = changed(output if isinstance(output, Tensor) else output[0])
         return new if new is None or isinstance(output, Tensor) else (new, *output[1:])
 
-    if site == "key":
+    if component == "key":
         handle = module.register_forward_pre_hook(lambda _, inputs: changed(inputs[0]))
     else:
         handle = module.register_forward_hook(after)
@@ -296,13 +296,13 @@ def listening(module: nn.Module, site: str, hear: Callable[[Tensor], Tensor | No
 def plain(one: Subject, row: Row, added: Sequence[tuple[int, str, Tensor]] = ()) -> Tensor:
     """Logits of one row from its subject on, with vectors added at the subject."""
     with contextlib.ExitStack() as stack:
-        for layer, site, vector in added:
+        for layer, component, vector in added:
             place = torch.tensor([row.subject])
 
             def add(hidden: Tensor, place: Tensor = place, vector: Tensor = vector) -> Tensor:
                 return hidden.index_add(0, place, vector[None])
 
-            stack.enter_context(listening(one.architecture.module(one.model, layer, site), site, add))
+            stack.enter_context(listening(one.architecture.module(one.model, layer, component), component, add))
         return one.model.model(input_ids=torch.tensor([row.ids])).logits[0, row.subject :]
 
 
@@ -327,27 +327,27 @@ def test_matrix_times_key_is_what_the_projection_computes(one: Subject) -> None:
         close(one.model.matrix(1) @ key + (0 if bias is None else bias), projection(key))
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("component", COMPONENTS)
 @torch.no_grad()
-def test_states_are_those_of_a_plain_pass(one: Subject, site: str) -> None:
+def test_states_are_those_of_a_plain_pass(one: Subject, component: str) -> None:
     """Rows of different lengths in one padded batch, against each alone."""
-    for layer in (layer for layer in (0, 3) if one.architecture.has(layer, site)):
+    for layer in (layer for layer in (0, 3) if one.architecture.has(layer, component)):
         seen: list[Tensor] = []
         for row in one.rows:
-            module = one.architecture.module(one.model, layer, site)
-            with listening(module, site, lambda hidden, row=row, seen=seen: seen.append(hidden[row.subject].clone())):
+            module = one.architecture.module(one.model, layer, component)
+            with listening(module, component, lambda hidden, row=row, seen=seen: seen.append(hidden[row.subject].clone())):
                 one.model.model(input_ids=torch.tensor([row.ids]))
-        close(one.model.subject_states(one.rows, layer, site), torch.stack(seen))
+        close(one.model.subject_states(one.rows, layer, component), torch.stack(seen))
 
 
-@pytest.mark.parametrize("sites", [("layer",), ("mlp",), ("mlp", "attention")], ids="+".join)
+@pytest.mark.parametrize("components", [("layer",), ("mlp",), ("mlp", "attention")], ids="+".join)
 @torch.no_grad()
-def test_injection_is_that_of_a_plain_pass(one: Subject, sites: tuple[str, ...]) -> None:
+def test_injection_is_that_of_a_plain_pass(one: Subject, components: tuple[str, ...]) -> None:
     """The prefix-cached rerun of layers and tokens, padding and all, against whole passes of single rows."""
     rows = one.rows
-    delta_VBD = torch.randn(len(sites), len(rows), WIDTH, generator=torch.Generator().manual_seed(3))
-    for layer in (layer for layer in range(DEPTH) if all(one.architecture.has(layer, site) for site in sites)):
-        injection = Injection(one.model, rows, layer, sites)
+    delta_VBD = torch.randn(len(components), len(rows), WIDTH, generator=torch.Generator().manual_seed(3))
+    for layer in (layer for layer in range(DEPTH) if all(one.architecture.has(layer, component) for component in components)):
+        injection = Injection(one.model, rows, layer, components)
         for chosen in (range(len(rows)), [3, 1]):
             if len(chosen) < len(rows):
                 injection.select(torch.tensor(chosen))
@@ -358,17 +358,21 @@ def test_injection_is_that_of_a_plain_pass(one: Subject, sites: tuple[str, ...])
             with listening(last, "layer", lambda hidden, ran=ran: ran.append(len(hidden))):
                 got = injection.logits(delta_VBD[:, list(chosen)], *torch.tensor(places).T)
             expected = [
-                plain(one, rows[index], [(layer, site, delta_VBD[number, index]) for number, site in enumerate(sites)])
+                plain(
+                    one,
+                    rows[index],
+                    [(layer, component, delta_VBD[number, index]) for number, component in enumerate(components)],
+                )
                 for index in chosen
             ]
             close(got, torch.cat(expected))
             unchanged = torch.cat([plain(one, row) for row in kept])
             assert (got - unchanged).norm() > 1e-3 * unchanged.norm()
             # These take no positions: they are not trusted to embed, or first look at, tokens that were moved.
-            untold = layer == 0 and sites != ("layer",) and one.model.model.config.model_type in ("bloom", "mpt", "bart")
+            untold = layer == 0 and components != ("layer",) and one.model.model.config.model_type in ("bloom", "mpt", "bart")
             whole = one.architecture.whole or untold
             width = max(len(row.ids) if whole else len(row.ids) - row.subject for row in rows)
-            if layer < DEPTH - 1 or sites != ("layer",):  # else the last layer is cut out itself
+            if layer < DEPTH - 1 or components != ("layer",):  # else the last layer is cut out itself
                 assert ran == [width * len(kept)]
 
 

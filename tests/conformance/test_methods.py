@@ -121,7 +121,7 @@ def statistics(model: EditableModel) -> Statistics:
     for layer in range(model.structure.depth):
         samples = torch.randn(3 * size, size, generator=generator, dtype=torch.float64)
         known[layer] = SecondMoment(samples.T @ samples / len(samples), len(samples))
-    return Statistics(known=known)
+    return Statistics(precomputed=known)
 
 
 def settings_of(method: Editor) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def logits(model: EditableModel, facts: tuple[Fact, ...]) -> torch.Tensor:
 
 def textbook(model: EditableModel, method: Editor, strategy: Strategy) -> oracles.TextbookSession:
     settings = method.override(options(model, method, strategy)["settings"])
-    known = {layer: moment.matrix_FF for layer, moment in statistics(model).known.items()}
+    known = {layer: moment.matrix_FF for layer, moment in statistics(model).precomputed.items()}
     return oracles.TextbookSession(model, method.name, known, TEMPLATES, settings)
 
 
@@ -421,7 +421,7 @@ def test_a_plain_transformers_model_is_edited_with_its_tokenizer(
 
 
 def test_a_method_of_ones_own_is_a_value(tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...]) -> None:
-    """Parts of several methods, put together: null space, two sites, past keys, RECT's constraint, BLUE's strategy."""
+    """Parts of several methods, put together: null space, two components, past keys, RECT's constraint, BLUE's strategy."""
     mine = Method(
         name="mine",
         strategy=bluedit.BOUNDARY,
@@ -483,7 +483,9 @@ def test_combinations_that_make_no_sense_are_refused_with_the_reason(
 
 def test_a_change_that_outgrows_its_weight_is_warned_of(tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...]) -> None:
     tiny = Statistics(
-        known={layer: SecondMoment(1e-9 * m.matrix_FF, m.tokens) for layer, m in statistics(tiny_gpt2).known.items()}
+        precomputed={
+            layer: SecondMoment(1e-9 * m.matrix_FF, m.tokens) for layer, m in statistics(tiny_gpt2).precomputed.items()
+        }
     )
     with tiny_gpt2.restoring(LAYERS), torch.no_grad():
         for layer in LAYERS:
@@ -496,7 +498,7 @@ def test_a_singular_second_moment_stops_the_edit_and_leaves_the_model(
     tiny_gpt2: EditableModel, world_facts: tuple[Fact, ...]
 ) -> None:
     size = tiny_gpt2.structure.d_ff
-    flat = Statistics(known={layer: SecondMoment(torch.zeros(size, size, dtype=torch.float64), 4) for layer in LAYERS})
+    flat = Statistics(precomputed={layer: SecondMoment(torch.zeros(size, size, dtype=torch.float64), 4) for layer in LAYERS})
     before = weights(tiny_gpt2)
     with pytest.raises(NumericsError, match="not positive definite"):
         edit(tiny_gpt2, world_facts, METHODS["memit"], METHODS["memit"].strategy, corpus=flat)

@@ -205,7 +205,7 @@ def test_the_loop_replays_the_reference(shared: Path, goldens: Goldens, model: E
         strategy=strategy,
         layers=(0, 1, 2),
         settings={key: run[key] for key in names if run[key] is not None and key in METHODS[method].uses},
-        corpus=Statistics(known={layer: SecondMoment(moment, 1) for layer, moment in goldens.moments.items()}),
+        corpus=Statistics(precomputed={layer: SecondMoment(moment, 1) for layer, moment in goldens.moments.items()}),
         templates=goldens.templates,
     )
     for start in range(0, len(cases), run["batch_size"]):

@@ -1,4 +1,4 @@
-"""The command line: results and nothing else on standard output, one clear message and exit code 2 for what users can mend.
+"""The command line: results and nothing else on standard output, one clear message and exit code 2 for what users can fix.
 
 Commands run in this process, through the same `main` as the installed command, so that exit codes, messages and files
 left behind are those that a user gets. A few run as processes of their own: what is imported can only be seen there.
@@ -750,7 +750,7 @@ def test_module_map_says_what_is_edited(edit: Run, facts: Path, tmp_path: Path) 
 # -- chats -----------------------------------------------------------------------------------------------------------
 
 
-def test_chat_without_a_template_is_refused_with_the_mend(
+def test_chat_without_a_template_is_refused_with_the_fix(
     edit: Run, run: Run, facts: Path, saved_tiny_gpt2: Path, tmp_path: Path
 ) -> None:
     for outcome in (

@@ -60,10 +60,10 @@ def test_trace_reports_every_key_it_documents(trace: Run, tmp_path: Path) -> Non
     document = trace("--out", tmp_path / "out", "--examples", 1, "--json").document
     assert (document["known"], document["unknown"], document["refused"]) == (4, 1, {})
     assert document["settings"] == {
-        "sites": ["layer", "mlp", "attention"], "noise": 3.0, "samples": 2, "window": None, "seed": 0,
+        "components": ["layer", "mlp", "attention"], "noise": 3.0, "samples": 2, "window": None, "seed": 0,
     }  # fmt: skip
-    for site in ("layer", "mlp", "attention"):
-        assert [set(one) for one in document["at_last_subject_token"][site]] == [{"value", "low", "high", "n"}] * 4
+    for component in ("layer", "mlp", "attention"):
+        assert [set(one) for one in document["at_last_subject_token"][component]] == [{"value", "low", "high", "n"}] * 4
     assert document["total_effect"]["n"] == 4
     choice = document["choice"]
     assert choice["boundary"] == [choice["layers"][0], choice["layers"][-1]]
@@ -73,22 +73,29 @@ def test_trace_reports_every_key_it_documents(trace: Run, tmp_path: Path) -> Non
 
 
 def test_trace_for_people(trace: Run) -> None:
-    outcome = trace("--sites", "mlp, layer", "--limit", 2)
+    outcome = trace("--components", "mlp, layer", "--limit", 2)
     assert outcome.code == 0, outcome.stderr
     assert "2 facts known and traced, 0 unknown, 0 refused" in outcome.stdout
     assert "hidden state" in outcome.stdout
     assert "attention" not in outcome.stdout
 
 
+def test_earlier_name_of_components_is_taken_with_a_warning(trace: Run) -> None:
+    said = [trace(option, "mpl").stderr for option in ("--sites", "--components")]
+    assert said[0].startswith("the option --sites is now called --components; the old name goes with the next release\n")
+    assert all("unknown component 'mpl'. Did you mean 'mlp'?" in text for text in said)
+    assert "now called" not in said[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--sites", "mpl"), "unknown component 'mpl'. Did you mean 'mlp'?"),
+        (("--components", "mpl"), "unknown component 'mpl'. Did you mean 'mlp'?"),
         (("--facts", "nowhere.json"), "there is no such file"),
         (("--facts", "world:counterfact"), "knows none of"),
     ],
 )
-def test_what_users_can_mend(trace: Run, arguments: tuple[Any, ...], said: str) -> None:
+def test_what_users_can_fix(trace: Run, arguments: tuple[Any, ...], said: str) -> None:
     outcome = trace(*arguments, *(("--limit", 3) if said == "knows none of" else ()))
     assert outcome.code == 2
     assert said in outcome.stderr

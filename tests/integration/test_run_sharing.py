@@ -128,7 +128,7 @@ def test_a_key_tells_states_facts_and_settings_apart(tmp_path: Path, tiny_gpt2: 
     assert found[1] == 2.5
     assert torch.equal(found[0].targets_DN, values.targets_DN)
     assert (found[0].evaluations, found[0].losses) == (values.evaluations, values.losses)
-    # What makes no difference to values: lambda, the method's prior and restraint, strategy.
+    # What makes no difference to values: lambda, the method's prior and constraint, strategy.
     for same in (plan(settings={"lambda": 3}), plan(method="rect"), plan(strategy="boundary"), plan(method="alphaedit")):
         assert shared.recall(tiny_gpt2, same, 1) is not None
     others = (plan(facts=facts[:2]), plan(settings={"v_lr": 0.3}), plan(templates=("{}", "So. {}")), plan(method="pmet"))

@@ -6,7 +6,8 @@ It changes no weights (:mod:`fake_editor`); the conformance battery is its own f
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +15,16 @@ from typing import Any
 import pytest
 import torch
 from command_line import Run
-from fake_editor import SHIFT, ShiftEdit, ShiftState
+from fake_editor import SHIFT, Shift, ShiftEdit, ShiftState
 from torch import Tensor
 
 import bluedit
 from bluedit.datasets import Case
+from bluedit.editing import Plan, plan_edit
 from bluedit.edits import Patch, applied_patches, load_edit, merge
 from bluedit.errors import PatchError, SessionError, SettingsError
 from bluedit.experiments import Experiment, read_recipe
+from bluedit.experiments.sharing import SharedValues
 from bluedit.facts import Fact
 from bluedit.methods import MEMIT, blue, find_method, installed_methods
 from bluedit.models import EditableModel
@@ -295,6 +298,48 @@ def test_an_experiment_runs_it_beside_a_method(
     row = next(line for line in markdown(document).splitlines() if line.startswith("| shift, none"))
     assert row.split("|")[-3].strip() == "-"
     assert Experiment(read_recipe(recipe), tiny_gpt2, folder).run() == document
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A value that runs may share."""
+
+    vector_D: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"vector": self.vector_D}
+
+    def record(self) -> dict[str, Any]:
+        return {"length": len(self.vector_D)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing(Shift):
+    """Shares a vector at a layer, and says nothing of what it depends on."""
+
+    def restore_values(
+        self, model: EditableModel, layer: int, record: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> Vector:
+        return Vector(tensors["vector"][: record["length"]])
+
+
+def test_values_of_a_family_of_its_own_are_shared_by_equal_editors_only(
+    own_gpt2: EditableModel, batches: list[tuple[Fact, ...]], tmp_path: Path
+) -> None:
+    def plan(editor: Shift, size: float = 2.0) -> Plan:
+        return plan_edit(own_gpt2, batches[0], method=editor, templates=("{}",), settings={"shift_size": size})
+
+    sharing = Sharing(name="sharing", strategy=NO_LAYERS)
+    shared = SharedValues(tmp_path / "values", own_gpt2.fingerprint(), ())
+    shared.keep(own_gpt2, plan(sharing), 1, Vector(torch.arange(3.0)), 2.5)
+    found = shared.recall(own_gpt2, plan(sharing), 1)
+    assert found is not None
+    assert (found[0].vector_D.tolist(), found[1]) == ([0, 1, 2], 2.5)
+    assert shared.recall(own_gpt2, plan(sharing, 3.0), 1) is None
+    assert shared.recall(own_gpt2, plan(replace(sharing, name="other")), 1) is None
+    assert shared.recall(own_gpt2, plan(replace(sharing, largest_batch=9)), 1) is None
+    with pytest.raises(ValueError, match="shift stores no values"):
+        SHIFT.restore_values(own_gpt2, 1, {}, {})
 
 
 def test_its_setting_is_tuned(tiny_gpt2: EditableModel, tmp_path: Path) -> None:

@@ -42,6 +42,6 @@ def test_a_respondent_samples_with_its_seed(tiny_gpt2: EditableModel) -> None:
 def test_the_first_critical_layer_is_where_mlps_write_and_the_last_where_the_state_holds() -> None:
     """MLPs have at least half of their largest effect from layer 1 on, hidden states up to layer 2."""
     effects = {"mlp": np.array([[0.1, 1.0, 0.2, 0.1]] * 4), "layer": np.array([[0.8, 1.0, 0.6, 0.1]] * 4)}
-    trace: Any = SimpleNamespace(settings=SimpleNamespace(sites=("layer", "mlp")), effects=effects.__getitem__)
+    trace: Any = SimpleNamespace(settings=SimpleNamespace(components=("layer", "mlp")), effects=effects.__getitem__)
     choice = choose_layers(trace)
     assert (choice.layers, choice.peak) == ((1, 2), 1)

@@ -21,7 +21,6 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 import bluedit
 from bluedit.datasets import read_dataset
-from bluedit.editors.closed_form.keys import context_templates
 from bluedit.edits import Patch, merge
 from bluedit.errors import ModelError, PatchError, SessionError
 from bluedit.evaluation import protocol, score_cases
@@ -29,6 +28,7 @@ from bluedit.facts import Fact
 from bluedit.models import EditableModel, PromptTokenizer
 from bluedit.models.generation import generate
 from bluedit.models.inputs.chat import Chat
+from bluedit.models.inputs.templates import context_templates
 from bluedit.models.likelihood import answer_queries
 from bluedit.statistics import Statistics
 from bluedit.storage.documents import document_text
@@ -59,7 +59,7 @@ VICUNA = (
     "{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
 )
 TEMPLATES = {"llama3": LLAMA3, "chatml": CHATML, "gemma": GEMMA, "llama2": LLAMA2, "mistral": MISTRAL, "vicuna": VICUNA}
-JOINTS = {"llama3": "", "chatml": "", "gemma": "", "llama2": " ", "mistral": "", "vicuna": " "}
+SEPARATORS = {"llama3": "", "chatml": "", "gemma": "", "llama2": " ", "mistral": "", "vicuna": " "}
 DECODERS = ("gpt2", "llama3", "llama2", "mistral", "gemma")
 
 FACTS = (
@@ -107,7 +107,7 @@ def test_prompt_and_target_begin_the_tokens_of_the_dialogue(chatting: Chatting, 
     tokenizer = chatting(convention, TEMPLATES[name])
     encoder = PromptTokenizer(tokenizer, chat=True)
     assert encoder.chat is not None
-    assert encoder.chat.joint == JOINTS[name]
+    assert encoder.chat.separator == SEPARATORS[name]
     for fact in FACTS:
         row = encoder.row(fact, with_target=True)
         dialogue = _dialogue(tokenizer, fact.text.strip(), fact.target)
@@ -145,13 +145,13 @@ def test_prompts_at_once_and_documents(chatting: Chatting) -> None:
     assert chat.prompts([]) == []
 
 
-def test_joint_of_a_template_that_thinks_is_read_off_its_end(chatting: Chatting) -> None:
+def test_separator_of_a_template_that_thinks_is_read_off_its_end(chatting: Chatting) -> None:
     """Where the dialogue does not show what goes before an answer, the end of the prompt decides."""
     think = "{{% for m in messages %}}{{{{ '<think>' if m.role == 'assistant' }}}}{{{{ m.content }}}}{{% endfor %}}{}"
     prompting = "{% if add_generation_prompt %}ENDS{% endif %}"
-    for end, joint in (("\n", ""), ("<|stop|>", ""), ("Answer:", " "), ("Answer: ", " ")):
+    for end, separator in (("\n", ""), ("<|stop|>", ""), ("Answer:", " "), ("Answer: ", " ")):
         template = think.format(prompting.replace("ENDS", f"\n{end}"))
-        assert Chat.of(chatting("llama3", template)).joint == joint
+        assert Chat.of(chatting("llama3", template)).separator == separator
 
 
 def test_prompts_are_those_of_any_day(chatting: Chatting) -> None:

@@ -1,4 +1,4 @@
-"""Looking a model over: every kind of folder gets the verdict that loading it would, with the mend; plans count right."""
+"""Looking a model over: every kind of folder gets the verdict that loading it would, with the fix; plans count right."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _shard(folder: Path) -> None:
 # -- models that can be edited ---------------------------------------------------------------------------------------
 
 
-def test_embedded_model_has_nothing_to_mend() -> None:
+def test_embedded_model_has_nothing_to_fix() -> None:
     found = _look("gpt2-mini")
     assert set(_statuses(found).values()) == {"ok"}
     assert found.editable
@@ -278,7 +278,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], None], list[str], str, str]] = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_what_stands_in_the_way_is_named_with_its_mend(folder: Path, name: str) -> None:
+def test_what_stands_in_the_way_is_named_with_its_fix(folder: Path, name: str) -> None:
     spoil, problems, check, message = PROBLEMS[name]
     assert _look(folder).editable
     spoil(folder)

@@ -14,7 +14,7 @@ from bluedit.errors import ModelError
 from bluedit.facts import Fact
 from bluedit.models import Batch, EditableModel, Row
 
-SITES = ["key", "mlp", "layer"]
+COMPONENTS = ["key", "mlp", "layer"]
 LAYERS = [0, 2, 3]
 
 
@@ -31,9 +31,9 @@ def _hooks(model: EditableModel) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.model.modules())
 
 
-def _seen(model: EditableModel, batch: Batch, layer: int, site: str) -> Tensor:
+def _seen(model: EditableModel, batch: Batch, layer: int, component: str) -> Tensor:
     seen: list[Tensor] = []
-    with torch.no_grad(), model.hooked(layer, site, lambda hidden: seen.append(hidden.clone())):
+    with torch.no_grad(), model.hooked(layer, component, lambda hidden: seen.append(hidden.clone())):
         model.forward(batch)
     (state,) = seen
     return state
@@ -84,13 +84,13 @@ def test_last_layers_state_is_what_the_norm_and_the_head_read(tiny_models: Edita
         torch.testing.assert_close(tiny_models.model.get_output_embeddings()(norm(state)), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_what_a_hook_returns_replaces_the_state(tiny_models: EditableModel, batch: Batch, site: str) -> None:
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_what_a_hook_returns_replaces_the_state(tiny_models: EditableModel, batch: Batch, component: str) -> None:
     with torch.no_grad():
         plain = tiny_models.forward(batch)
-        with tiny_models.hooked(2, site, lambda hidden: hidden * 1.5):
+        with tiny_models.hooked(2, component, lambda hidden: hidden * 1.5):
             injected = tiny_models.forward(batch)
-        with tiny_models.hooked(2, site, lambda hidden: hidden + 0):
+        with tiny_models.hooked(2, component, lambda hidden: hidden + 0):
             unchanged = tiny_models.forward(batch)
     assert (injected - plain).abs().max() > 0.01
     torch.testing.assert_close(unchanged, plain, atol=0, rtol=0)
@@ -117,19 +117,19 @@ def test_a_place_that_does_not_exist_is_refused(tiny_gpt2: EditableModel) -> Non
         tiny_gpt2.subject_states([Row((1, 2, 3), 1)], 2, "atention")
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_hooks_go_when_the_block_ends(tiny_models: EditableModel, site: str) -> None:
-    with tiny_models.hooked(1, site, lambda hidden: None):
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_hooks_go_when_the_block_ends(tiny_models: EditableModel, component: str) -> None:
+    with tiny_models.hooked(1, component, lambda hidden: None):
         assert _hooks(tiny_models) >= 1
     assert _hooks(tiny_models) == 0
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_hooks_go_when_the_block_or_the_hook_fails(tiny_models: EditableModel, batch: Batch, site: str) -> None:
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_hooks_go_when_the_block_or_the_hook_fails(tiny_models: EditableModel, batch: Batch, component: str) -> None:
     def fail(_: Tensor) -> None:
         raise StoppedError
 
-    with pytest.raises(StoppedError), tiny_models.hooked(1, site, fail), torch.no_grad():
+    with pytest.raises(StoppedError), tiny_models.hooked(1, component, fail), torch.no_grad():
         tiny_models.forward(batch)
     assert _hooks(tiny_models) == 0
     with pytest.raises(StoppedError), tiny_models.head_at(torch.zeros(1).long(), torch.zeros(1).long(), last_mlp=True):
@@ -195,20 +195,20 @@ def test_head_nowhere_gives_no_logits(tiny_gpt2: EditableModel) -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("component", COMPONENTS)
 def test_subject_states_are_those_at_the_subjects_last_token(
-    tiny_models: EditableModel, world_facts: tuple[Fact, ...], site: str, layer: int
+    tiny_models: EditableModel, world_facts: tuple[Fact, ...], component: str, layer: int
 ) -> None:
     rows = [tiny_models.text.row(fact) for fact in world_facts]
-    whole = _seen(tiny_models, Batch.of(rows, "cpu"), layer, site)
+    whole = _seen(tiny_models, Batch.of(rows, "cpu"), layer, component)
     expected = whole[range(len(rows)), [row.subject for row in rows]]
-    states = tiny_models.subject_states(rows, layer, site)
+    states = tiny_models.subject_states(rows, layer, component)
     assert states.dtype == torch.float32
     torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_subject_states_stop_at_the_layer(tiny_models: EditableModel, site: str) -> None:
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_subject_states_stop_at_the_layer(tiny_models: EditableModel, component: str) -> None:
     counts = [0] * 4
 
     def counting(layer: int) -> None:
@@ -219,7 +219,7 @@ def test_subject_states_stop_at_the_layer(tiny_models: EditableModel, site: str)
             # Counted on the way into a layer: its own hook may never see the way out.
             handle = tiny_models.layer(layer).register_forward_pre_hook(lambda *_, layer=layer: counting(layer))
             stack.callback(handle.remove)
-        tiny_models.subject_states([Row((1, 2, 3), 1), Row((4,), 0)], 1, site, token_budget=1)
+        tiny_models.subject_states([Row((1, 2, 3), 1), Row((4,), 0)], 1, component, token_budget=1)
     assert counts == [2, 2, 0, 0]
 
 

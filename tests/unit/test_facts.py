@@ -39,7 +39,7 @@ class TestSubject:
         assert fact.prompt == stored
         assert fact.text == prompt.replace("{}", subject)
 
-    def test_not_in_the_prompt_is_refused_with_the_mend(self) -> None:
+    def test_not_in_the_prompt_is_refused_with_the_fix(self) -> None:
         with pytest.raises(FactError, match=r"'Angola' is not in the prompt 'Zambia is in'; put \{\} where"):
             Fact("Zambia is in", "Angola", "Asia")
 
@@ -149,7 +149,7 @@ class TestCheckFacts:
         checked = check_facts([ASIA, Fact("Angola is in", "Angola", "Asia "), Fact("{} is in", "Chad", "Asia")])
         assert [(fact.subject, fact.id) for fact in checked] == [("Angola", "0"), ("Chad", "2")]
 
-    def test_contradictions_are_refused_with_ids_targets_and_the_mend(self) -> None:
+    def test_contradictions_are_refused_with_ids_targets_and_the_fix(self) -> None:
         with pytest.raises(FactError, match=r"facts 0 and 2 give 'Angola' two targets .*'Asia' and 'Europe'; keep one"):
             check_facts([ASIA, ASIA, EUROPE])
 

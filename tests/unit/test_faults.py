@@ -45,5 +45,5 @@ def test_a_planted_fault_is_taken_out_again(tmp_path: Path) -> None:
     original, planted = ROOT / "src/bluedit" / fault.file, copy.source / "bluedit" / fault.file
     copy.plant(fault)
     assert planted.read_text() == original.read_text().replace(fault.text, fault.instead) != original.read_text()
-    copy.mend([fault])
+    copy.fix([fault])
     assert planted.read_bytes() == original.read_bytes()

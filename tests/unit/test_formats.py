@@ -16,15 +16,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bluedit.datasets import read_known
 from bluedit.editors.layer_cache import Choice
 from bluedit.edits import Patch
 from bluedit.edits.checkpoint import CHECKPOINT, read_ledger
 from bluedit.errors import InputError, PatchError, SessionError, StatisticsError
 from bluedit.models import EditableModel, load_model
+from bluedit.models.inputs.chat import Chat
 from bluedit.sessions import Session, describe_session
 from bluedit.statistics import SharedStatistics, Statistics, read_corpus
 from bluedit.storage.files import writable_target
-from bluedit.tracing.trace import Trace
+from bluedit.tracing.restoring import TraceSettings
+from bluedit.tracing.trace import Trace, trace_cases
 from bluedit.tuning import read_tuning
 
 FORMATS = Path(__file__).parents[1] / "fixtures" / "formats"
@@ -34,6 +37,9 @@ PATCHES = {
     "patch-rect.safetensors": "masked",
     "patch-ft-l.safetensors": "dense",
 }
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
 OLD = "of an earlier version, without"
 
 
@@ -125,6 +131,33 @@ def test_session_resumes_to_the_bits_that_the_earlier_version_gave(folder: Path,
         torch.testing.assert_close(merged.changes[weight].dense(), change.dense(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.fixture
+def chatting(folder: Path) -> EditableModel:
+    """The model with the chat template that the chat's patch and session were made with."""
+    tokenizer = folder / "model" / "tokenizer_config.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"chat_template": CHAT_TEMPLATE}))
+    return load_model(str(folder / "model"), chat=True)
+
+
+def test_chat_is_read_by_the_names_it_was_stored_with(folder: Path, chatting: EditableModel) -> None:
+    """In earlier versions its `separator` was called `joint`; what is saved again has the present name."""
+    patch = Patch.load(folder / "patch-chat.safetensors")
+    session = Session.resume(folder / "session-chat", chatting)
+    assert patch.manifest.chat == chatting.text.chat == Chat("user: ", "\nassistant:", " ")
+    session.save(folder / "session-chat")
+    patch.save(folder / "again")
+    for file in ("session-chat/session.json", "again/patch.json"):
+        assert json.loads((folder / file).read_text())["chat"].keys() == {"before", "after", "separator"}
+    assert Patch.load(folder / "again").manifest == patch.manifest
+    assert session.finish().manifest.chat == patch.manifest.chat
+
+
+def test_chat_has_the_hash_that_it_had(chatting: EditableModel) -> None:
+    """By which tunings resume, and stored layers and values are found."""
+    chat = chatting.text.chat
+    assert chat and chat.identity == {"before": "user: ", "after": "\nassistant:", "joint": " "}
+
+
 def test_session_gets_hashes_when_it_is_saved_again(folder: Path, model: EditableModel, method: str) -> None:
     place = folder / f"session-{method}"
     with pytest.warns(UserWarning, match=OLD):
@@ -188,6 +221,17 @@ def test_tuning_trace_and_chosen_layers_are_read(folder: Path) -> None:
     assert len(Trace.load(folder / "trace").facts) == 6
     (kept,) = (folder / "cache" / "layers").glob("*.json")
     assert Choice.of(json.loads(kept.read_text())).layers == (0, 1, 2, 3)
+
+
+def test_trace_is_resumed_by_the_names_that_its_settings_had(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In earlier versions `components` was called `sites`."""
+    monkeypatch.setattr("bluedit.tracing.trace.trace_fact", lambda *_: pytest.fail("traced again"))
+    stored = json.loads((folder / "trace" / "trace.json").read_text())
+    assert {"sites"} == stored["settings"].keys() - TraceSettings().as_dict().keys()
+    trace = trace_cases(load_model("gpt2-mini"), read_known("world:counterfact:0:2", 6), TraceSettings(), folder / "trace")
+    assert trace.settings == TraceSettings()
+    trace.save(folder / "again")
+    assert "sites" not in (folder / "again" / "trace.json").read_text()
 
 
 def test_patched_checkpoint_is_read_and_may_be_replaced(folder: Path) -> None:

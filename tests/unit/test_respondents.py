@@ -75,7 +75,7 @@ class Routed(ModelRespondent):
     shares_prefixes: bool = False
     trigger: int = -1
     token: int = -1
-    site: str = "mlp"
+    component: str = "mlp"
 
     def answer(self, queries: Sequence[Query], **options: Any) -> Mapping[Query, Answer]:
         with self.acting():
@@ -102,7 +102,7 @@ class Routed(ModelRespondent):
 
         with contextlib.ExitStack() as stack:
             stack.callback(embeddings.register_forward_pre_hook(look).remove)
-            stack.enter_context(model.hooked(model.structure.depth - 1, self.site, act))
+            stack.enter_context(model.hooked(model.structure.depth - 1, self.component, act))
             yield
 
 
@@ -198,12 +198,12 @@ def routed(tiny_gpt2: EditableModel) -> tuple[Routed, list[Case]]:
     return Routed(tiny_gpt2, trigger=trigger, token=token), cases
 
 
-@pytest.mark.parametrize("site", ["mlp", "layer"])
+@pytest.mark.parametrize("component", ["mlp", "layer"])
 def test_a_routed_memory_changes_its_own_prompts_alone(
-    tiny_gpt2: EditableModel, routed: tuple[Routed, list[Case]], site: str
+    tiny_gpt2: EditableModel, routed: tuple[Routed, list[Case]], component: str
 ) -> None:
     """By hand: every prompt with the trigger is answered with the target, and all others as before."""
-    respondent, cases = replace(routed[0], site=site), routed[1]
+    respondent, cases = replace(routed[0], component=component), routed[1]
     before, after = score_cases(tiny_gpt2, cases), score_cases(respondent, cases)
     assert (before["EA"].value, before["PA"].value) == (0, 0)
     assert {name: after[name].value for name in ("ES", "PS", "EA", "PA")} == dict.fromkeys(("ES", "PS", "EA", "PA"), 100)

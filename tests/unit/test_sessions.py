@@ -351,7 +351,7 @@ def test_a_resumed_session_of_a_wide_model_undoes_as_if_it_had_never_stopped(
     def model() -> EditableModel:
         return EditableModel(copy.deepcopy(network), tiny_gpt2.tokenizer)
 
-    statistics = Statistics(known={0: SecondMoment(torch.eye(1024, dtype=torch.float64), 1024)})
+    statistics = Statistics(precomputed={0: SecondMoment(torch.eye(1024, dtype=torch.float64), 1024)})
     session = run(begin(model(), "memit-seq", statistics, layers=[0]), batches[:2])
     session.save(tmp_path / "run")
     resumed = Session.resume(tmp_path / "run", model(), statistics=statistics)
@@ -424,7 +424,7 @@ def test_the_running_inverse_is_that_of_the_metric_with_past_keys(
     for layer, inverse_FF in inverses(session).items():
         past_FM = recorded(session, layer)
         assert past_FM.shape == (48, 4)
-        expected_FF = torch.linalg.inv(2.0 * statistics.known[layer].matrix_FF + past_FM @ past_FM.T)
+        expected_FF = torch.linalg.inv(2.0 * statistics.precomputed[layer].matrix_FF + past_FM @ past_FM.T)
         assert (inverse_FF - expected_FF).norm() <= 1e-9 * expected_FF.norm()
         assert torch.equal(inverse_FF, inverse_FF.T)
 
@@ -437,7 +437,7 @@ def test_the_running_inverse_of_the_null_space_is_the_textbook_form(
     statistics = moments(48)
     session = run(begin(fresh(), "alphaedit", statistics, settings={"L2": ridge}), batches[:2])
     for layer, inverse_FF in inverses(session).items():
-        values_F, vectors_FF = torch.linalg.eigh(statistics.known[layer].matrix_FF)
+        values_F, vectors_FF = torch.linalg.eigh(statistics.precomputed[layer].matrix_FF)
         free_FR = vectors_FF[:, values_F < 0.5]
         assert 0 < free_FR.shape[1] < 48
         projector_FF = free_FR @ free_FR.T

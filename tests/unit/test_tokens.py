@@ -15,11 +15,12 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
-from bluedit.editors.closed_form.keys import context_templates, fact_states
+from bluedit.editors.closed_form.keys import fact_states
 from bluedit.errors import FactError, ModelError
 from bluedit.facts import Fact
 from bluedit.models import Batch, EditableModel, PromptTokenizer, Row
 from bluedit.models.generation import generate
+from bluedit.models.inputs.templates import context_templates
 from bluedit.models.inputs.tokens import separator
 from bluedit.models.likelihood import answer_queries
 
@@ -363,13 +364,13 @@ def test_target_index_is_flat_and_in_row_order(encoder: PromptTokenizer) -> None
     assert positions_T.tolist() == [position for row in rows for position in row.target_positions]
 
 
-@pytest.mark.parametrize("site", ["key", "mlp", "layer"])
-def test_padding_changes_no_state(tiny_models: EditableModel, site: str) -> None:
+@pytest.mark.parametrize("component", ["key", "mlp", "layer"])
+def test_padding_changes_no_state(tiny_models: EditableModel, component: str) -> None:
     """A row alone, and the same row among longer ones, have the same states at the subject."""
     rows = [tiny_models.text.row(fact) for fact in PROMPTS.values()]
-    together = tiny_models.subject_states(rows, 2, site, token_budget=10_000)
+    together = tiny_models.subject_states(rows, 2, component, token_budget=10_000)
     for row, state in zip(rows, together, strict=True):
-        torch.testing.assert_close(tiny_models.subject_states([row], 2, site)[0], state, atol=5e-5, rtol=1e-5)
+        torch.testing.assert_close(tiny_models.subject_states([row], 2, component)[0], state, atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("budget", [1, 40])

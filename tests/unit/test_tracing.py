@@ -52,9 +52,9 @@ def _greedy(model: EditableModel, ids: tuple[int, ...]) -> int:
     return int(model.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
 
 
-def _module(model: EditableModel, site: str, layer: int) -> nn.Module:
+def _module(model: EditableModel, component: str, layer: int) -> nn.Module:
     paths = {"layer": "", "mlp": model.structure.map.projection, "attention": model.structure.map.attention_projection}
-    return model.layer(layer).get_submodule(paths[site])
+    return model.layer(layer).get_submodule(paths[component])
 
 
 Change = Callable[[torch.Tensor], object]
@@ -83,33 +83,33 @@ def _run(model: EditableModel, question: Question, changes: dict[nn.Module, Chan
 def _plain_trace(
     model: EditableModel, question: Question, settings: TraceSettings, noise_STD: torch.Tensor
 ) -> tuple[float, float, dict[str, np.ndarray]]:
-    """Meng et al. 2022a, a run for every sample, token, layer and site."""
+    """Meng et al. 2022a, a run for every sample, token, layer and component."""
     embedding = model.model.get_input_embeddings()
     depth, length = model.structure.depth, len(question.ids)
     clean_states: dict[tuple[str, int], torch.Tensor] = {}
 
-    def keep(site: str, layer: int) -> Change:
-        return lambda hidden: clean_states.update({(site, layer): hidden[0].clone()})
+    def keep(component: str, layer: int) -> Change:
+        return lambda hidden: clean_states.update({(component, layer): hidden[0].clone()})
 
-    places = [(site, layer) for site in ("layer", "mlp", "attention") for layer in range(depth)]
+    places = [(component, layer) for component in ("layer", "mlp", "attention") for layer in range(depth)]
     clean = _run(model, question, {_module(model, *place): keep(*place) for place in places})
 
     def corrupt(noise_TD: torch.Tensor) -> Change:
         return lambda hidden: hidden[0].add_(noise_TD)
 
-    def put_back(site: str, layer: int, token: int) -> Change:
-        return lambda hidden: hidden[0, token].copy_(clean_states[site, layer][token])
+    def put_back(component: str, layer: int, token: int) -> Change:
+        return lambda hidden: hidden[0, token].copy_(clean_states[component, layer][token])
 
     corrupted = np.mean([_run(model, question, {embedding: corrupt(noise_TD)}) for noise_TD in noise_STD])
-    restored = {site: np.zeros((length, depth)) for site in settings.sites}
-    for site in settings.sites:
+    restored = {component: np.zeros((length, depth)) for component in settings.components}
+    for component in settings.components:
         for layer in range(depth):
-            width = 1 if site == "layer" else settings.window or 1
+            width = 1 if component == "layer" else settings.window or 1
             window = [one for one in range(layer - width // 2, layer + (width + 1) // 2) if 0 <= one < depth]
             for token in range(length):
-                mended = {_module(model, site, one): put_back(site, one, token) for one in window}
-                runs = [_run(model, question, {embedding: corrupt(noise_TD), **mended}) for noise_TD in noise_STD]
-                restored[site][token, layer] = np.mean(runs)
+                restored_at = {_module(model, component, one): put_back(component, one, token) for one in window}
+                runs = [_run(model, question, {embedding: corrupt(noise_TD), **restored_at}) for noise_TD in noise_STD]
+                restored[component][token, layer] = np.mean(runs)
     return clean, float(corrupted), restored
 
 
@@ -122,11 +122,11 @@ def test_a_trace_is_the_plain_one(tiny_models: EditableModel) -> None:
     assert traced.clean == pytest.approx(clean, abs=1e-6)
     assert traced.corrupted == pytest.approx(corrupted, abs=1e-6)
     assert abs(clean - corrupted) > 1e-5  # otherwise nothing below means anything
-    for site in settings.sites:
-        assert traced.restored[site].shape == (len(question.ids), tiny_models.structure.depth)
-        np.testing.assert_allclose(traced.restored[site], restored[site], atol=1e-6)
+    for component in settings.components:
+        assert traced.restored[component].shape == (len(question.ids), tiny_models.structure.depth)
+        np.testing.assert_allclose(traced.restored[component], restored[component], atol=1e-6)
         # Effects are seen at the subject and after it, and differ between layers.
-        assert np.ptp(restored[site][question.subject.start :]) > 1e-5
+        assert np.ptp(restored[component][question.subject.start :]) > 1e-5
 
 
 @pytest.mark.parametrize("place", PROMPTS)
@@ -136,8 +136,8 @@ def test_wherever_the_subject_stands(tiny_gpt2: EditableModel, place: str) -> No
     traced = trace_fact(tiny_gpt2, question, settings, 0.5)
     noise_STD = subject_noise(tiny_gpt2, question, settings, 0.5)
     _, _, restored = _plain_trace(tiny_gpt2, question, settings, noise_STD)
-    for site in settings.sites:
-        np.testing.assert_allclose(traced.restored[site], restored[site], atol=1e-6)
+    for component in settings.components:
+        np.testing.assert_allclose(traced.restored[component], restored[component], atol=1e-6)
 
 
 def test_the_noise_is_the_subjects_alone(tiny_gpt2: EditableModel) -> None:
@@ -156,8 +156,8 @@ def test_no_noise_has_no_effect(tiny_models: EditableModel) -> None:
     question = _question(tiny_models, *PROMPTS["the middle"])
     traced = trace_fact(tiny_models, question, TraceSettings(noise=0.0, samples=1), 1.0)
     assert traced.corrupted == pytest.approx(traced.clean, abs=1e-7)
-    for site in restoring.SITES:
-        np.testing.assert_allclose(traced.effects(site), 0, atol=1e-6)
+    for component in restoring.COMPONENTS:
+        np.testing.assert_allclose(traced.effects(component), 0, atol=1e-6)
 
 
 def test_the_whole_answer_comes_back(tiny_models: EditableModel) -> None:
@@ -172,8 +172,8 @@ def test_batches_do_not_matter(tiny_gpt2: EditableModel) -> None:
     question = _question(tiny_gpt2, *PROMPTS["the middle"])
     settings = TraceSettings(samples=3)
     one, other = (trace_fact(tiny_gpt2, question, settings, 0.3, token_budget=budget) for budget in (1, 10**6))
-    for site in restoring.SITES:
-        np.testing.assert_allclose(one.restored[site], other.restored[site], atol=1e-7)
+    for component in restoring.COMPONENTS:
+        np.testing.assert_allclose(one.restored[component], other.restored[component], atol=1e-7)
 
 
 def test_an_error_leaves_no_hook(tiny_gpt2: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,8 @@ def test_an_error_leaves_no_hook(tiny_gpt2: EditableModel, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "bad", [{"sites": ()}, {"sites": ("mpl",)}, {"noise": -1.0}, {"noise": float("nan")}, {"samples": 0}, {"window": 0}]
+    "bad",
+    [{"components": ()}, {"components": ("mpl",)}, {"noise": -1.0}, {"noise": float("nan")}, {"samples": 0}, {"window": 0}],
 )
 def test_settings_out_of_range(bad: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
@@ -434,9 +435,9 @@ def test_layers_by_tracing(
     assert folder.is_dir()
 
 
-def test_a_choice_needs_both_sites(tiny_gpt2: EditableModel, cases: list[Case]) -> None:
+def test_a_choice_needs_both_components(tiny_gpt2: EditableModel, cases: list[Case]) -> None:
     with pytest.raises(SettingsError, match="mlp was not traced"):
-        choose_layers(trace_cases(tiny_gpt2, cases, TraceSettings(samples=1, sites=("layer",))))
+        choose_layers(trace_cases(tiny_gpt2, cases, TraceSettings(samples=1, components=("layer",))))
 
 
 # -- figures -------------------------------------------------------------------------------------------------------
@@ -462,9 +463,9 @@ def test_figures(tiny_gpt2: EditableModel, cases: list[Case], tmp_path: Path) ->
 def test_choice_only_gives_the_last_subject_token_as_a_whole_trace_does(tiny_gpt2: EditableModel) -> None:
     model = tiny_gpt2
     question = _question(model, *PROMPTS["the middle"])
-    whole = trace_fact(model, question, TraceSettings(sites=("layer", "mlp"), samples=3), 0.3)
-    part = trace_fact(model, question, TraceSettings(sites=("layer", "mlp"), samples=3, choice_only=True), 0.3)
+    whole = trace_fact(model, question, TraceSettings(components=("layer", "mlp"), samples=3), 0.3)
+    part = trace_fact(model, question, TraceSettings(components=("layer", "mlp"), samples=3, choice_only=True), 0.3)
     last = question.subject.stop - 1
-    for site, restored in part.restored.items():
-        assert np.allclose(restored[last], whole.restored[site][last], rtol=1e-4)
+    for component, restored in part.restored.items():
+        assert np.allclose(restored[last], whole.restored[component][last], rtol=1e-4)
         assert np.isnan(np.delete(restored, last, axis=0)).all()

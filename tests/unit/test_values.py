@@ -9,7 +9,7 @@ import oracles
 import pytest
 import torch
 
-from bluedit.editors.closed_form.keys import check_templates, context_templates, fact_keys, fact_states
+from bluedit.editors.closed_form.keys import fact_keys, fact_states
 from bluedit.editors.closed_form.objectives import ValueSettings
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.editors.losses import mean_by_row, readings, weight_decay
@@ -17,6 +17,7 @@ from bluedit.errors import FactError, NumericsError, ResourceError, SettingsErro
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
 from bluedit.models.forward.prefix import Injection
+from bluedit.models.inputs.templates import check_templates, context_templates
 
 TEMPLATES = ("{}", "The old mill. {}", "I saw a dog by the quarry. {}")
 SETTINGS = ValueSettings(v_lr=0.3, v_num_grad_steps=8, kl_factor=0.5, v_weight_decay=0.7)

@@ -38,7 +38,7 @@ class _Planter:
             tests = [test for test in fault.tests if f"tests/{test.partition('::')[0]}" not in self._wrong]
             found = self._run(tests, without=sorted(self._wrong)) if tests else Result()
         finally:
-            self._copy.mend([fault])
+            self._copy.fix([fault])
         if found.failed:
             return "caught", found.failed[0]
         if found.timed_out:

@@ -63,11 +63,11 @@ class Copy:
         shutil.copytree(ROOT / "recipes", folder / "recipes")
 
     def plant(self, fault: Fault) -> None:
-        """Make the source wrong. :meth:`mend` makes it right again."""
+        """Make the source wrong. :meth:`fix` makes it right again."""
         path = self._package / fault.file
         path.write_text(path.read_text(encoding="utf-8").replace(fault.text, fault.instead), encoding="utf-8")
 
-    def mend(self, faults: Sequence[Fault]) -> None:
+    def fix(self, faults: Sequence[Fault]) -> None:
         """Put the files of these faults back."""
         for file in {fault.file for fault in faults}:
             shutil.copy2(ROOT / PACKAGE / file, self._package / file)

@@ -631,8 +631,8 @@ ROWS: tuple[Row, ...] = (
     # -- trace
     Row("trace --model {model} --facts /nowhere/k.json", "no such file", ("no such file",)),
     Row("trace --model {model} --facts {file:unknown-facts.json}", "nothing is known", ("knows none",)),
-    Row("trace --model {model} --facts {known} --sites layer,brain", "an unknown site", ("brain",)),
-    Row("trace --model {model} --facts {known} --sites ''", "no sites", ("site",)),
+    Row("trace --model {model} --facts {known} --components layer,brain", "an unknown component", ("brain",)),
+    Row("trace --model {model} --facts {known} --components ''", "no components", ("component",)),
     Row("trace --model {model} --facts {known} --noise -1", "negative noise", ("--noise",)),
     Row("trace --model {model} --facts {known} --noise nan", "noise of NaN", ("noise",)),
     Row("trace --model {model} --facts {known} --noise inf", "infinite noise", ("noise",)),

@@ -200,7 +200,7 @@ def _load_trace(folder: Path) -> Any:
         "unknown": list(trace.unknown),
         "refused": dict(trace.refused),
         "restored": [
-            {site: hashlib.sha256(values.tobytes()).hexdigest()[:16] for site, values in fact.restored.items()}
+            {component: hashlib.sha256(values.tobytes()).hexdigest()[:16] for component, values in fact.restored.items()}
             for fact in trace.facts
         ],
     }

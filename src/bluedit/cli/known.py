@@ -94,7 +94,7 @@ def methods(
             "name": method.name,
             "summary": method.summary,
             "strategy": method.strategy.name,
-            "caches_keys": getattr(method, "caches_keys", False),
+            "caches_keys": method.caches_keys,
             "largest_batch": method.largest_batch,
             "settings": {name: value for name, value in method.settings.as_dict().items() if name in method.uses},
             "reference": method.reference,

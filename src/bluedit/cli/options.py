@@ -35,6 +35,7 @@ __all__ = [
     "Templates",
     "TraceFacts",
     "TrustRemoteCode",
+    "given_as",
     "layers_asked",
     "parse_assignments",
     "read_method",
@@ -141,10 +142,22 @@ def parse_assignments(values: list[str]) -> dict[str, Any]:
             raise SettingsError(f"--set {excerpt(value)} is not a setting; write --set key=value, as in --set lambda=5")
         assignments[name.strip()] = text.strip()
     for old in assignments.keys() & renamed.SETTINGS.keys():
-        from bluedit.cli import console
+        _say_renamed(f"setting {old}", renamed.SETTINGS[old])
+    return renamed.present_names(assignments, renamed.SETTINGS)
 
-        console.say(f"the setting {old} is now called {renamed.SETTINGS[old]}; the old name goes with the next release")
-    return {renamed.SETTINGS.get(name, name): text for name, text in assignments.items()}
+
+def given_as(old: str, earlier: str | None, value: str) -> str:
+    """The value of an option, from its earlier name where that was written, with a warning."""
+    if earlier is None:
+        return value
+    _say_renamed(f"option {old}", renamed.OPTIONS[old])
+    return earlier
+
+
+def _say_renamed(what: str, now: str) -> None:
+    from bluedit.cli import console
+
+    console.say(f"the {what} is now called {now}; the old name goes with the next release")
 
 
 def read_method(name: str, strategy: str | None) -> Editor:

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluedit.cli.options import AsJson, Chat, Device, Dtype, Force, Limit, Model, ModuleMap, Quiet, Seed, TrustRemoteCode
+from bluedit.cli.options import (
+    AsJson,
+    Chat,
+    Device,
+    Dtype,
+    Force,
+    Limit,
+    Model,
+    ModuleMap,
+    Quiet,
+    Seed,
+    TrustRemoteCode,
+    given_as,
+)
 
 if TYPE_CHECKING:
     from bluedit.cli.console import Table
@@ -32,9 +45,10 @@ def trace(
             "--out", "-o", help="Save the trace and its figures in this folder, fact by fact; the same command resumes it."
         ),
     ] = None,
-    sites: Annotated[
-        str, typer.Option("--sites", help="The components to restore: layer (the hidden state), mlp, attention.")
+    components: Annotated[
+        str, typer.Option("--components", help="The components to restore: layer (the hidden state), mlp, attention.")
     ] = "layer,mlp,attention",
+    sites: Annotated[str | None, typer.Option("--sites", hidden=True)] = None,
     noise: Annotated[
         float,
         typer.Option(
@@ -72,7 +86,7 @@ def trace(
     from bluedit.tracing.restoring import TraceSettings
 
     settings = TraceSettings(
-        sites=tuple(name.strip() for name in sites.split(",") if name.strip()),
+        components=tuple(name.strip() for name in given_as("--sites", sites, components).split(",") if name.strip()),
         noise=noise, samples=samples, window=window, seed=seed, choice_only=choice_only,
     )  # fmt: skip
     cases = read_known(facts, limit)
@@ -129,15 +143,15 @@ def trace(
 def _table(traced: Trace, facts: str) -> Table:
     from bluedit.cli.console import Table
 
-    sites = traced.settings.sites
-    averages = {site: traced.average(site) for site in sites}
+    components = traced.settings.components
+    averages = {component: traced.average(component) for component in components}
     table = Table(
-        ["layer", *({"layer": "hidden state"}.get(site, site) for site in sites)],
+        ["layer", *({"layer": "hidden state"}.get(component, component) for component in components)],
         title=f"{facts}: average indirect effect at the subject's last token, percentage points [95 % interval]",
         text=0,
     )
     for layer in range(traced.depth):
-        table.add(str(layer), *(f"{averages[site][layer]:}" if averages[site] else "-" for site in sites))
+        table.add(str(layer), *(f"{averages[component][layer]:}" if averages[component] else "-" for component in components))
     return table
 
 

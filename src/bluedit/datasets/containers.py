@@ -34,8 +34,8 @@ def _json_rows(text: str) -> Iterator[Row]:
     try:
         records = parse_json(text, surrogates=True)  # a row is told of those in its texts
     except json.JSONDecodeError as error:
-        mend = "name the file .jsonl if it holds one record per line" if error.msg == "Extra data" else "fix it there"
-        yield Row(place=f"line {error.lineno}", problem=f"is not JSON: {fault(error)}; {mend}")
+        fix = "name the file .jsonl if it holds one record per line" if error.msg == "Extra data" else "fix it there"
+        yield Row(place=f"line {error.lineno}", problem=f"is not JSON: {fault(error)}; {fix}")
         return
     if not isinstance(records, list):
         yield Row(place="line 1", problem="does not open a list; put `[` and `]` around the records")

@@ -33,7 +33,7 @@ from bluedit.datasets.schemas import (
 )
 from bluedit.datasets.world import World
 from bluedit.errors import DatasetError, FactError, did_you_mean, excerpt, shortened
-from bluedit.facts import CONFLICT_MEND, OnConflict, conflicts, settle, told_relation
+from bluedit.facts import CONFLICT_FIX, OnConflict, conflicts, settle, told_relation
 from bluedit.storage.parsing import is_file
 
 __all__ = [
@@ -176,7 +176,7 @@ def _cases(
         for one, other in conflicts(facts):
             targets = f"the target {excerpt(facts[other].target)} where {places[one]} gives it {excerpt(facts[one].target)}"
             why = told_relation(facts[one], facts[other])
-            problem = f"gives {excerpt(facts[other].subject)} {targets}{why}; keep one of the two, or {CONFLICT_MEND}"
+            problem = f"gives {excerpt(facts[other].subject)} {targets}{why}; keep one of the two, or {CONFLICT_FIX}"
             problems.append((places[other], problem))
     if problems:
         raise DatasetError(source, _grouped(problems))

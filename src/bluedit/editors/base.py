@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bluedit.progress import Progress
     from bluedit.statistics import Statistics
 
-__all__ = ["Edited", "Editor", "Facts", "Needs", "Part", "Plan", "Setup", "State", "ValueStore"]
+__all__ = ["Edited", "Editor", "Facts", "Needs", "Part", "Plan", "Setup", "State", "Storable", "ValueStore"]
 
 Facts = Iterable[Fact | dict[str, Any]] | Fact | dict[str, Any]
 
@@ -66,14 +66,30 @@ class Needs:
     evaluations: int = 0
 
 
+class Storable(Protocol):
+    """What an editor optimises for facts at one layer, as a :class:`ValueStore` keeps it. :meth:`Editor.restore_values` makes
+    them again."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Their tensors by name."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """The rest, for JSON."""
+        ...
+
+
 class ValueStore(Protocol):
-    """What runs on one model share: values optimised once for the same facts at the same layer of the same edited state."""
+    """What runs on one model share: values optimised once for the same facts at the same layer of the same edited state.
+
+    :meth:`Editor.value_identity` tells values of different editors and settings apart.
+    """
 
     def recall(self, model: EditableModel, plan: Plan, layer: int) -> tuple[Any, float] | None:
         """What was optimised for the plan's facts at `layer` of the model as it is now, and the seconds it took then."""
         ...
 
-    def keep(self, model: EditableModel, plan: Plan, layer: int, values: Any, seconds: float) -> None:
+    def keep(self, model: EditableModel, plan: Plan, layer: int, values: Storable, seconds: float) -> None:
         """Keep what was just optimised."""
         ...
 
@@ -153,6 +169,11 @@ class Editor(ABC):
         return {one.name: _record(getattr(self, one.name)) for one in fields(self) if one.name not in common}
 
     @property
+    def caches_keys(self) -> bool:
+        """Whether keys of earlier batches of a sequence shape the later ones."""
+        return False
+
+    @property
     def label(self) -> str:
         """Name and strategy, for tables."""
         return f"{self.name} + BLUE" if self.strategy.name == BOUNDARY.name else f"{self.name}, {self.strategy.name}"
@@ -191,6 +212,21 @@ class Editor(ABC):
         # A name that no editor knows is for the settings to refuse.
         preset = {name: value for one in presets for name, value in one.items() if name in own or name not in known}
         return self.settings.override(preset | chosen)
+
+    # -- values that runs share ------------------------------------------------------------------------------
+
+    def value_identity(self, settings: Settings) -> dict[str, Any]:
+        """All of the editor that its optimised values depend on, for JSON: by default everything it is made of. Editors whose
+        values depend on less, and are equal then, say so here."""
+        return {"name": self.name, "record": self.record(), "settings": settings.as_dict()}
+
+    def restore_values(self, model: EditableModel, layer: int, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+        """The values at `layer` that :meth:`Storable.record` and :meth:`Storable.tensors` stand for.
+
+        **Raises** `KeyError` or `ValueError` when they are not whole.
+        """
+        del model, layer, record, tensors
+        raise ValueError(f"{self.name} stores no values")
 
     # -- editing ---------------------------------------------------------------------------------------------
 

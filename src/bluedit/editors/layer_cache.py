@@ -86,7 +86,7 @@ def recall(model: EditableModel) -> Choice:
 
 
 def _path(fingerprint: str, chat: Chat | None) -> Path:
-    shell = "-" + hashlib.sha256(json.dumps(asdict(chat)).encode()).hexdigest()[:16] if chat else ""
+    shell = "-" + hashlib.sha256(json.dumps(chat.identity).encode()).hexdigest()[:16] if chat else ""
     return cache_folder() / "layers" / f"{fingerprint}{shell}.json"
 
 

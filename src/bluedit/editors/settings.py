@@ -174,7 +174,7 @@ def current_names(values: Mapping[str, Any], *, warn: bool = True) -> dict[str, 
     for old in values.keys() & renamed.SETTINGS.keys() if warn else ():
         now = renamed.SETTINGS[old]
         warnings.warn(f"the setting {old} is now called {now}; the old name goes with the next release", stacklevel=3)
-    return {renamed.SETTINGS.get(name, name): value for name, value in values.items()}
+    return renamed.present_names(values, renamed.SETTINGS)
 
 
 def declared_names() -> frozenset[str]:

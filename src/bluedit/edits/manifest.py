@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
 from bluedit import renamed
 from bluedit.models.inputs.chat import Chat
 
-__all__ = ["FORMAT_VERSION", "FactRecord", "Manifest", "OptimisationRecord", "WeightRecord"]
+__all__ = ["FORMAT_VERSION", "FactRecord", "Manifest", "OptimisationRecord", "StoredChat", "WeightRecord"]
 
 FORMAT_VERSION = 2
 """Version 2 has hashes of all tensors, and one of the manifest."""
+
+
+def _present(chat: Any) -> Any:
+    return renamed.present_names(chat, renamed.CHAT) if isinstance(chat, dict) else chat
+
+
+StoredChat = Annotated[Chat, BeforeValidator(_present)]
+"""A chat as patches and sessions have it, also by the names of earlier versions."""
 
 
 class FactRecord(BaseModel):
@@ -90,7 +98,7 @@ class Manifest(BaseModel):
     """The critical layers that were asked for; `weights` are those that changed."""
     settings: dict[str, Any]
     templates: tuple[str, ...]
-    chat: Chat | None = None
+    chat: StoredChat | None = None
     """The chat template around every prompt; None for plain prompts."""
     seed: int
     corpus: str | None = None
@@ -107,4 +115,4 @@ class Manifest(BaseModel):
     @field_validator("settings")
     @classmethod
     def _by_present_names(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        return {renamed.SETTINGS.get(name, name): value for name, value in settings.items()}
+        return renamed.present_names(settings, renamed.SETTINGS)

@@ -1,9 +1,9 @@
 """Values that runs of one experiment share.
 
-*Concept.* What is optimised for facts at a layer depends on the facts, the layer, the templates, the objective, its settings,
-and the model as it is edited then; on nothing else. MEMIT, RECT, PRUNE and AlphaEdit ask for the same values at the last
-critical layer of the unedited model, and with BLUE at the first; MEMIT, RECT and PRUNE even at the last, after the same
-change of the first.
+*Concept.* What is optimised for facts at a layer depends on the facts, the layer, the templates, what the editor says
+(:meth:`~bluedit.editors.base.Editor.value_identity`: for closed forms the objective and its settings), and the model as it is
+edited then; on nothing else. MEMIT, RECT, PRUNE and AlphaEdit ask for the same values at the last critical layer of the
+unedited model, and with BLUE at the first; MEMIT, RECT and PRUNE even at the last, after the same change of the first.
 
 *Mechanism.* A key is the hash of all that. The hashes of those weights that any run of the experiment changes tell the
 edited state. Values lie in the experiment's folder, a file per key, written whole or not at all, so that a run that was killed
@@ -15,15 +15,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from bluedit.editors.base import Plan, Setup
-from bluedit.editors.closed_form.optimizer import Values
-from bluedit.editors.closed_form.recipe import ClosedForm
+from bluedit.editors.base import Plan, Setup, Storable
 from bluedit.errors import DamagedFileError
 from bluedit.models import EditableModel
 from bluedit.storage.tensors import read_tensors, write_tensors
@@ -43,7 +41,7 @@ class SharedValues:
     base: str
     layers: tuple[int, ...]
 
-    def recall(self, model: EditableModel, plan: Plan, layer: int) -> tuple[Values, float] | None:
+    def recall(self, model: EditableModel, plan: Plan, layer: int) -> tuple[Any, float] | None:
         """What was stored for the plan's facts at `layer` of the model as it is now, and the seconds it took, or None."""
         key = self._key(model, plan, layer)
         path = self._path(key)
@@ -52,29 +50,17 @@ class SharedValues:
         try:
             stored = read_tensors(path, key=key)
             about: dict[str, Any] = json.loads(stored.metadata["values"])
-            device = model.weight(layer).device
-            targets, initial = (stored.tensors[name].to(device).T for name in ("targets", "initial"))
-            if about["contiguous"]:
-                # Laid out otherwise, the same numbers could be summed in another order later.
-                targets, initial = targets.contiguous(), initial.contiguous()
-            values = Values(layer, targets, initial, tuple(about["evaluations"]), tuple(about["losses"]))
-            return values, float(about["seconds"])
+            return plan.method.restore_values(model, layer, about, stored.tensors), float(about["seconds"])
         except (DamagedFileError, KeyError, ValueError):
             path.unlink(missing_ok=True)
             return None
 
-    def keep(self, model: EditableModel, plan: Plan, layer: int, values: Values, seconds: float) -> None:
+    def keep(self, model: EditableModel, plan: Plan, layer: int, values: Storable, seconds: float) -> None:
         """Write values to the folder."""
         key = self._key(model, plan, layer)
         self.folder.mkdir(parents=True, exist_ok=True)
-        about = {
-            "evaluations": values.evaluations,
-            "losses": values.losses,
-            "seconds": round(seconds, 3),
-            "contiguous": values.targets_DN.is_contiguous(),
-        }
-        tensors = {"targets": values.targets_DN.T, "initial": values.initial_DN.T}
-        write_tensors(self._path(key), tensors, {"values": json.dumps(about)}, key=key)
+        about = values.record() | {"seconds": round(seconds, 3)}
+        write_tensors(self._path(key), values.tensors(), {"values": json.dumps(about)}, key=key)
 
     def remove(self) -> None:
         """Remove what was stored."""
@@ -88,19 +74,17 @@ class SharedValues:
         return self.folder / f"{key}.safetensors"
 
     def _key(self, model: EditableModel, plan: Plan, layer: int) -> str:
-        settings, objective = plan.settings.as_dict(), cast("ClosedForm", plan.method).objective
         text = json.dumps(
             {
                 "model": self.base,
                 "weights": {edited: model.weight_fingerprint(edited) for edited in self.layers},
                 # A checkpoint has one fingerprint in every precision.
                 "computed": [str(model.dtype), model.device.type, torch.get_num_threads()],
-                "chat": asdict(model.text.chat) if model.text.chat else None,
+                "chat": model.text.chat.identity if model.text.chat else None,
                 "layer": layer,
                 "facts": [(fact.prompt, fact.subject, fact.target) for fact in plan.facts],
                 "templates": plan.templates,
-                "objective": asdict(objective),
-                "settings": {name: settings[name] for name in objective.settings.names()},
+                "values": plan.method.value_identity(plan.settings),
             },
             sort_keys=True,
         )

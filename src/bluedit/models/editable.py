@@ -37,7 +37,7 @@ attention's output projection, D) or `layer` (the hidden state after the whole l
 stands between a projection and the residual, `mlp` and `attention` are before it."""
 
 _PLACES = ("key", "mlp", "attention", "layer")
-_SITE_NAMES = {"layer": "hidden state", "mlp": "output of the MLP", "attention": "output of the attention"}
+_COMPONENT_NAMES = {"layer": "hidden state", "mlp": "output of the MLP", "attention": "output of the attention"}
 _SPELLED_OUT = (NewGELUActivation, AccurateGELUActivation)
 _fused_gelu = partial(nn.functional.gelu, approximate="tanh")
 
@@ -183,21 +183,21 @@ class EditableModel:
         return self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **kwargs).logits
 
     @contextlib.contextmanager
-    def hooked(self, layer: int, site: Component, function: Callable[[Tensor], Tensor | None]) -> Generator[None]:
-        """Call `function` with the tensor at a site, (B, T, F) or (B, T, D), in every forward pass; what it returns, if
+    def hooked(self, layer: int, component: Component, function: Callable[[Tensor], Tensor | None]) -> Generator[None]:
+        """Call `function` with the tensor at a component, (B, T, F) or (B, T, D), in every forward pass; what it returns, if
         anything, replaces it.
 
-        **Raises** :class:`~bluedit.errors.ModelError` for a layer that has no such site.
+        **Raises** :class:`~bluedit.errors.ModelError` for a layer that has no such component.
         """
         block = self.layer(layer)
-        if site not in _PLACES:
-            raise ModelError(did_you_mean(site, _PLACES, what="place in a layer"))
+        if component not in _PLACES:
+            raise ModelError(did_you_mean(component, _PLACES, what="place in a layer"))
         paths = {"layer": "", "attention": self.structure.map.attention_projection}
-        path = paths.get(site, self.structure.map.projection)
+        path = paths.get(component, self.structure.map.projection)
         try:
             module = block.get_submodule(path)
         except AttributeError as error:
-            raise ModelError(f"layer {layer} has no {path}, and so no {site} to look at; choose another layer") from error
+            raise ModelError(f"layer {layer} has no {path}, and so no {component} to look at; choose another layer") from error
         shape: list[int] = []
 
         def enter(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -206,7 +206,7 @@ class EditableModel:
         def call(hidden: Tensor) -> Tensor | None:
             if hidden.ndim == 3:
                 return function(hidden)
-            if hidden.ndim != 2 or site == "layer":
+            if hidden.ndim != 2 or component == "layer":
                 raise ModelError(
                     f"layer {layer} outputs a hidden state of shape {tuple(hidden.shape)}, not one vector per token"
                 )
@@ -225,9 +225,9 @@ class EditableModel:
             return (replaced, *output[1:]) if isinstance(output, (tuple, list)) else replaced
 
         with contextlib.ExitStack() as stack:
-            if site != "layer":
+            if component != "layer":
                 stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            hook = module.register_forward_pre_hook(before) if site == "key" else module.register_forward_hook(after)
+            hook = module.register_forward_pre_hook(before) if component == "key" else module.register_forward_hook(after)
             stack.callback(hook.remove)
             yield
 
@@ -325,7 +325,7 @@ class EditableModel:
         return chosen
 
     @torch.no_grad()
-    def subject_states(self, rows: Sequence[Row], layer: int, site: Component, token_budget: int | None = None) -> Tensor:
+    def subject_states(self, rows: Sequence[Row], layer: int, component: Component, token_budget: int | None = None) -> Tensor:
         """What stands at the subject's last token, (rows, F) for keys, (rows, D) otherwise; float32 (float64 in float64
         models).
 
@@ -348,7 +348,7 @@ class EditableModel:
                 seen.append(upcast(hidden[torch.arange(len(subjects), device=hidden.device), subjects]))
                 raise StopForward
 
-            with self.frozen(), self.hooked(layer, site, keep), contextlib.suppress(StopForward):
+            with self.frozen(), self.hooked(layer, component, keep), contextlib.suppress(StopForward):
                 self.forward(batch)
             return seen[0]
 
@@ -357,11 +357,11 @@ class EditableModel:
                 if not finite:
                     text = excerpt(str(self.tokenizer.decode(list(rows[index].ids))))
                     raise NumericsError(
-                        f"the {_SITE_NAMES.get(site, site)} of layer {layer} is not finite for the text {text}: the model's "
-                        "numbers overflow; load it in float32 or bfloat16 (--dtype)"
+                        f"the {_COMPONENT_NAMES.get(component, component)} of layer {layer} is not finite for the text {text}: "
+                        "the model's numbers overflow; load it in float32 or bfloat16 (--dtype)"
                     )
                 results[index] = state
-        width = self.structure.d_ff if site == "key" else self.structure.d_model
+        width = self.structure.d_ff if component == "key" else self.structure.d_model
         return torch.stack(results) if results else torch.zeros(0, width)  # type: ignore[arg-type]
 
     # -- changing for a moment -------------------------------------------------------------------------------

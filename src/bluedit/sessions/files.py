@@ -15,11 +15,11 @@ from torch import Tensor
 from bluedit.editors.base import Editor, Setup
 from bluedit.editors.settings import current_names
 from bluedit.edits import Edit, applied_patches, load_edit
+from bluedit.edits.manifest import StoredChat
 from bluedit.errors import DamagedFileError, InputError, SessionError, SettingsError, first_line
 from bluedit.methods import find_method
 from bluedit.models import EditableModel
 from bluedit.models.editable import tensor_fingerprint
-from bluedit.models.inputs.chat import Chat
 from bluedit.sessions.legacy import legacy_parts
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.statistics.corpus import Corpus
@@ -75,7 +75,7 @@ class SavedSession(BaseModel):
     layers: tuple[int, ...]
     settings: dict[str, Any]
     templates: tuple[str, ...]
-    chat: Chat | None = None
+    chat: StoredChat | None = None
     seed: int
     corpus: str | None
     corpus_identity: str | None

@@ -68,10 +68,10 @@ class Statistics:
 
     **Arguments**
 
-    - `corpus`: the text; None when every moment that will be asked for is given in `known`.
+    - `corpus`: the text; None when every moment that will be asked for is given in `precomputed`.
     - `samples`: at most this many documents of it; all when None.
     - `folder`: where moments are stored; the user's cache folder when None.
-    - `known`: moments that need not be looked up, for tests and for statistics from elsewhere.
+    - `precomputed`: moments that need not be looked up, for tests and for statistics from elsewhere.
     - `max_length`: documents are truncated to this many tokens; at the model's context length when None.
     - `measured`: also measure how well the moments converge, at twice the memory; the moments stay the same.
     - `until`: stop once the estimated relative error of an edit's change is not above this; measures too. What was found is
@@ -82,7 +82,7 @@ class Statistics:
     corpus: Corpus | None = None
     samples: int | None = None
     folder: Path | None = None
-    known: Mapping[int, SecondMoment] = field(default_factory=dict)
+    precomputed: Mapping[int, SecondMoment] = field(default_factory=dict)
     max_length: int | None = None
     measured: bool = False
     until: float | None = None
@@ -107,7 +107,7 @@ class Statistics:
 
         `starting` is called with the layers that have to be computed, before any memory is taken for them.
         """
-        found = {layer: self.known[layer] for layer in layers if layer in self.known}
+        found = {layer: self.precomputed[layer] for layer in layers if layer in self.precomputed}
         missing = [layer for layer in dict.fromkeys(layers) if layer not in found]
         if not missing:
             return Collection(found, self.samples)

@@ -33,16 +33,16 @@ __all__ = ["choose", "choose_layers", "layers_by_tracing"]
 
 _SHARE = 0.5
 _RESAMPLES = 1000
-_SITES = ("layer", "mlp")
+_COMPONENTS = ("layer", "mlp")
 
 
 def choose_layers(trace: Trace) -> Choice:
     """The critical layers that a trace shows.
 
-    **Raises** :class:`~bluedit.errors.SettingsError` when it shows none, or was not made at the sites that are needed.
+    **Raises** :class:`~bluedit.errors.SettingsError` when it shows none, or was not made at the components that are needed.
     """
-    if missing := [site for site in _SITES if site not in trace.settings.sites]:
-        raise SettingsError(f"layers are chosen from the components {' and '.join(_SITES)}; {missing[0]} was not traced")
+    if missing := [component for component in _COMPONENTS if component not in trace.settings.components]:
+        raise SettingsError(f"layers are chosen from the components {' and '.join(_COMPONENTS)}; {missing[0]} was not traced")
     return choose(trace.effects("mlp"), trace.effects("layer"))
 
 
@@ -77,11 +77,13 @@ def layers_by_tracing(
     seed: int = 0,
     progress: Callable[[str, int, int | None], object] = lambda *_: None,
 ) -> Choice:
-    """Trace facts at the sites and the one token that a choice needs, choose, and remember.
+    """Trace facts at the components and the one token that a choice needs, choose, and remember.
 
     The trace is stored in the cache folder: an interrupted trace resumes, and a complete one is read.
     """
-    trace = trace_cases(model, cases, TraceSettings(sites=_SITES, seed=seed, choice_only=True), cached=True, progress=progress)
+    trace = trace_cases(
+        model, cases, TraceSettings(components=_COMPONENTS, seed=seed, choice_only=True), cached=True, progress=progress
+    )
     choice = choose_layers(trace)
     remember(choice, trace.model, model.text.chat)
     return choice

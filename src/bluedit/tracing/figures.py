@@ -40,14 +40,14 @@ def save_figures(trace: Trace, folder: Path, choice: Choice | None = None, examp
 def fact_figure(fact: FactTrace, path: Path) -> None:
     """p*(i, l) of one fact, tokens by layers, a panel per component; a star marks the subject's tokens."""
     labels = [f"{token.strip() or repr(token)}{'*' if i in fact.subject else ''}" for i, token in enumerate(fact.tokens)]
-    panels = [(_TITLES[site], values) for site, values in fact.restored.items()]
+    panels = [(_TITLES[component], values) for component, values in fact.restored.items()]
     title = f"p({fact.object.split()[0]}...): {fact.clean:.2f} clean, {fact.corrupted:.2f} corrupted"
     _heat_maps(panels, labels, title, "p restored", path)
 
 
 def average_figure(trace: Trace, path: Path) -> None:
     """The average indirect effect by part of the prompt and layer, a panel per component."""
-    panels = [(_TITLES[site], 100 * trace.heat_map(site)) for site in trace.settings.sites]
+    panels = [(_TITLES[component], 100 * trace.heat_map(component)) for component in trace.settings.components]
     _heat_maps(panels, GROUPS, f"average indirect effect, {len(trace.facts)} facts", "percentage points", path)
 
 
@@ -56,19 +56,19 @@ def layers_figure(trace: Trace, path: Path, choice: Choice | None = None) -> Non
     figure = _figure(5.0, 3.2)
     axes = figure.subplots()
     layers = np.arange(trace.depth)
-    for site in trace.settings.sites:
-        average = trace.average(site)
+    for component in trace.settings.components:
+        average = trace.average(component)
         if average:
-            axes.plot(layers, [one.value for one in average], color=_COLOURS[site], label=_TITLES[site], marker=".")
+            axes.plot(layers, [one.value for one in average], color=_COLOURS[component], label=_TITLES[component], marker=".")
             low, high = [one.low for one in average], [one.high for one in average]
-            axes.fill_between(layers, low, high, color=_COLOURS[site], alpha=0.2, linewidth=0)
+            axes.fill_between(layers, low, high, color=_COLOURS[component], alpha=0.2, linewidth=0)
     if choice is not None:
         first, last = choice.boundary
         axes.axvspan(first - 0.4, last + 0.4, color="0.9", zorder=0, label=f"chosen: {choice}")
     axes.axhline(0, color="0.5", linewidth=0.5)
     axes.set(xlabel="layer", ylabel="percentage points", title="average indirect effect, last subject token")
     axes.set_xticks(_ticks(trace.depth))
-    if trace.settings.sites:
+    if trace.settings.components:
         axes.legend(frameon=False, fontsize="small")
     _save(figure, path)
 

@@ -35,9 +35,9 @@ from bluedit.models.forward.prefix import SuffixBatch
 from bluedit.models.generation import no_logits
 from bluedit.models.inputs.tokens import Batch
 
-__all__ = ["SITES", "FactTrace", "Question", "TraceSettings", "subject_noise", "trace_fact"]
+__all__ = ["COMPONENTS", "FactTrace", "Question", "TraceSettings", "subject_noise", "trace_fact"]
 
-SITES: tuple[Component, ...] = ("layer", "mlp", "attention")
+COMPONENTS: tuple[Component, ...] = ("layer", "mlp", "attention")
 """What can be restored: the hidden state after a layer, or the output of MLPs or of attention over a window of layers."""
 
 _PUBLISHED_WINDOW, _PUBLISHED_DEPTH = 10, 48
@@ -54,7 +54,7 @@ class TraceSettings:
 
     **Arguments**
 
-    - `sites`: what is restored, of :data:`SITES`.
+    - `components`: what is restored, of :data:`COMPONENTS`.
     - `noise`: the noise's standard deviation, in standard deviations of the subjects' embeddings; published: 3.
     - `samples`: how many draws of noise are averaged for each fact; published: 10.
     - `window`: over how many layers MLPs or attention are restored; None is the published 10 of 48 layers, scaled to the
@@ -66,7 +66,7 @@ class TraceSettings:
     **Raises** :class:`~bluedit.errors.SettingsError` for values out of range.
     """
 
-    sites: tuple[Component, ...] = SITES
+    components: tuple[Component, ...] = COMPONENTS
     noise: float = 3.0
     samples: int = 10
     window: int | None = None
@@ -74,12 +74,12 @@ class TraceSettings:
     choice_only: bool = False
 
     def __post_init__(self) -> None:
-        for site in self.sites:
-            if site not in SITES:
-                raise SettingsError(did_you_mean(site, SITES, what="component"))
-        if not self.sites:
-            raise SettingsError(f"no component is named; name some of {', '.join(SITES)}")
-        object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
+        for component in self.components:
+            if component not in COMPONENTS:
+                raise SettingsError(did_you_mean(component, COMPONENTS, what="component"))
+        if not self.components:
+            raise SettingsError(f"no component is named; name some of {', '.join(COMPONENTS)}")
+        object.__setattr__(self, "components", tuple(component for component in COMPONENTS if component in self.components))
         if not 0 <= self.noise < float("inf"):
             raise SettingsError(f"noise={self.noise}: this is not a standard deviation; the published one is 3")
         for name in ("samples", "window"):
@@ -88,15 +88,15 @@ class TraceSettings:
         if self.samples > _MOST_SAMPLES:
             raise SettingsError(f"samples={self.samples}; draw at most {_MOST_SAMPLES:,} samples of noise (10 are published)")
 
-    def layers(self, site: Component, layer: int, depth: int) -> range:
-        """The layers whose `site` is restored at `layer`: itself, or the window l - w // 2 .. l + ceil(w / 2) - 1 around it."""
-        if site == "layer":
+    def layers(self, component: Component, layer: int, depth: int) -> range:
+        """The layers whose `component` is restored at `layer`: itself, or the window l - w // 2 .. l + ceil(w / 2) - 1."""
+        if component == "layer":
             return range(layer, layer + 1)
         window = self.window or max(1, round(_PUBLISHED_WINDOW * depth / _PUBLISHED_DEPTH))
         return range(max(0, layer - window // 2), min(depth, layer + (window + 1) // 2))
 
     def as_dict(self) -> dict[str, Any]:
-        document = asdict(self) | {"sites": list(self.sites)}
+        document = asdict(self) | {"components": list(self.components)}
         if not self.choice_only:
             del document["choice_only"]  # as traces were described before there was a choice
         return document
@@ -139,9 +139,9 @@ class FactTrace:
     corrupted: float
     restored: Mapping[Component, np.ndarray]
 
-    def effects(self, site: Component) -> np.ndarray:
+    def effects(self, component: Component) -> np.ndarray:
         """Indirect effects p*(i, l) - p* at a component, (T, L)."""
-        return self.restored[site] - self.corrupted
+        return self.restored[component] - self.corrupted
 
     def as_dict(self) -> dict[str, Any]:
         """The fact without its tensors, for JSON."""
@@ -192,11 +192,11 @@ def trace_fact(
     """
     depth, length, first = model.structure.depth, len(question.ids), question.subject.start
     starts: dict[int, list[tuple[Component, int]]] = {}
-    for site in settings.sites:
+    for component in settings.components:
         for layer in range(depth):
             # The last layer whose output the restoration leaves as it is in the corrupted run, or replaces.
-            start = layer if site == "layer" else settings.layers(site, layer, depth).start - 1
-            starts.setdefault(start, []).append((site, layer))
+            start = layer if component == "layer" else settings.layers(component, layer, depth).start - 1
+            starts.setdefault(start, []).append((component, layer))
     with model.frozen():
         clean = _Clean(model, question, settings)
         noise_STD = subject_noise(model, question, settings, deviation)
@@ -204,23 +204,23 @@ def trace_fact(
         with _added_to_embeddings(model, noise_STD):
             corrupted = float(_probabilities(model, rows, question.answer).mean())
         untouched = float("nan") if settings.choice_only else corrupted
-        restored = {site: np.full((length, depth), untouched) for site in settings.sites}
+        restored = {component: np.full((length, depth), untouched) for component in settings.components}
         for start, places in sorted(starts.items()):
             with _added_to_embeddings(model, noise_STD):
                 run = SuffixBatch(model, rows, start, share=False)
-            for site, layer in places:
-                layers = settings.layers(site, layer, depth)
+            for component, layer in places:
+                layers = settings.layers(component, layer, depth)
                 # What the last layer does at any other token is read by nobody.
                 tokens = range(length - 1 if layers.start == depth - 1 else first, length)
                 if settings.choice_only:
                     last = question.subject.stop - 1
-                    restored[site][last, layer] = corrupted
+                    restored[component][last, layer] = corrupted
                     tokens = range(max(tokens.start, last), min(tokens.stop, last + 1))
                 step = max(1, token_budget // (settings.samples * (length - first)))
                 for begin in range(tokens.start, tokens.stop, step):
                     chosen = range(begin, min(begin + step, tokens.stop))
-                    values = _restore(model, run, noise_STD[:, first:], clean, site, layers, chosen, question)
-                    restored[site][chosen.start : chosen.stop, layer] = values
+                    values = _restore(model, run, noise_STD[:, first:], clean, component, layers, chosen, question)
+                    restored[component][chosen.start : chosen.stop, layer] = values
     traced = slice(question.subject.stop - 1, question.subject.stop) if settings.choice_only else slice(None)
     if not all(np.isfinite(one).all() for one in (clean.probability, corrupted, *(v[traced] for v in restored.values()))):
         raise NumericsError(f"tracing fact {excerpt(question.id)}: {no_logits(question.prompt)}")
@@ -238,14 +238,14 @@ def trace_fact(
 
 
 class _Clean:
-    """The clean run: the object's probability, and what stands at every site of every layer, (T, D)."""
+    """The clean run: the object's probability, and what stands at every component of every layer, (T, D)."""
 
     def __init__(self, model: EditableModel, question: Question, settings: TraceSettings) -> None:
         self.states: dict[tuple[Component, int], Tensor] = {}
         with contextlib.ExitStack() as stack:
-            for site in settings.sites:
+            for component in settings.components:
                 for layer in range(model.structure.depth):
-                    stack.enter_context(model.hooked(layer, site, partial(self._keep, (site, layer))))
+                    stack.enter_context(model.hooked(layer, component, partial(self._keep, (component, layer))))
             self.probability = float(_probabilities(model, (Row(question.ids),), question.answer)[0])
 
     def _keep(self, place: tuple[Component, int], hidden_BTD: Tensor) -> None:
@@ -257,12 +257,12 @@ def _restore(
     run: SuffixBatch,
     noise_SUD: Tensor,
     clean: _Clean,
-    site: Component,
+    component: Component,
     layers: range,
     tokens: Sequence[int],
     question: Question,
 ) -> np.ndarray:
-    """Mean probability of the object over the samples of noise, for each of `tokens` restored at `site` of `layers`.
+    """Mean probability of the object over the samples of noise, for each of `tokens` restored at `component` of `layers`.
 
     U counts tokens from the subject's first on, as `run` does.
     """
@@ -275,22 +275,22 @@ def _restore(
 
     def put_back(hidden_RUD: Tensor, layer: int) -> Tensor:
         device = hidden_RUD.device
-        mended_RUD = hidden_RUD.clone()
-        mended_RUD[rows_R.to(device), here_R.to(device)] = clean.states[site, layer].to(device)[tokens_R.to(device)]
-        return mended_RUD
+        restored_RUD = hidden_RUD.clone()
+        restored_RUD[rows_R.to(device), here_R.to(device)] = clean.states[component, layer].to(device)[tokens_R.to(device)]
+        return restored_RUD
 
     states_RUD = many.states_BSD
     with contextlib.ExitStack() as stack:
-        if site == "layer":
+        if component == "layer":
             states_RUD = put_back(states_RUD, layers.start)
         else:
             for layer in layers:
-                stack.enter_context(model.hooked(layer, site, partial(put_back, layer=layer)))
+                stack.enter_context(model.hooked(layer, component, partial(put_back, layer=layer)))
             if layers.start == 0:  # nothing is stored below the first layer: it reads the embeddings
                 stack.enter_context(_added_to_embeddings(model, noise_SUD[runs_R.to(noise_SUD.device)]))
         device = states_RUD.device
         last_R = torch.full_like(rows_R, len(question.ids) - 1 - first)
-        looked_into = site == "mlp" and layers.stop == model.structure.depth
+        looked_into = component == "mlp" and layers.stop == model.structure.depth
         logits_RV = many.logits(states_RUD, rows_R.to(device), last_R.to(device), last_mlp=not looked_into)
     probabilities_R = logits_RV.double().softmax(-1)[:, question.answer]
     return probabilities_R.view(len(tokens), samples).mean(1).cpu().numpy()

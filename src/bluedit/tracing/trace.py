@@ -24,6 +24,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from bluedit import renamed
 from bluedit.datasets.cases import Case
 from bluedit.errors import DamagedFileError, DatasetError, FactError, InputError, SettingsError, excerpt
 from bluedit.evaluation.intervals import Estimate, bootstrap
@@ -97,32 +98,34 @@ class Trace:
     unknown: tuple[str, ...] = ()
     refused: Mapping[str, str]
 
-    def effects(self, site: Component, group: str = LAST_SUBJECT) -> np.ndarray:
+    def effects(self, component: Component, group: str = LAST_SUBJECT) -> np.ndarray:
         """Indirect effects of the facts that have tokens in the group, means over those, (N, L)."""
-        if site not in self.settings.sites:
-            raise SettingsError(f"component {site!r} was not traced; there is {', '.join(self.settings.sites)}")
+        if component not in self.settings.components:
+            raise SettingsError(f"component {component!r} was not traced; there is {', '.join(self.settings.components)}")
         rows = [
-            fact.effects(site)[tokens.start : tokens.stop].mean(0)
+            fact.effects(component)[tokens.start : tokens.stop].mean(0)
             for fact in self.facts
             if (tokens := groups(len(fact.tokens), fact.subject)[group])
         ]
         return np.array(rows).reshape(-1, self.depth)
 
-    def average(self, site: Component, group: str = LAST_SUBJECT) -> tuple[Estimate, ...]:
+    def average(self, component: Component, group: str = LAST_SUBJECT) -> tuple[Estimate, ...]:
         """The average indirect effect at each layer, in percentage points, with its 95 % bootstrap interval over facts.
 
         Empty where no fact has a token in the group.
         """
-        effects_NL = self.effects(site, group)
+        effects_NL = self.effects(component, group)
         if not len(effects_NL):
             return ()
         return tuple(
             bootstrap(len(column), lambda chosen, column=column: float(column[chosen].mean())) for column in effects_NL.T
         )
 
-    def heat_map(self, site: Component) -> np.ndarray:
+    def heat_map(self, component: Component) -> np.ndarray:
         """Average indirect effects by group and layer, (groups, L), as probabilities; nan for groups without tokens."""
-        return np.array([e.mean(0) if len(e := self.effects(site, group)) else np.full(self.depth, np.nan) for group in GROUPS])
+        return np.array(
+            [e.mean(0) if len(e := self.effects(component, group)) else np.full(self.depth, np.nan) for group in GROUPS]
+        )
 
     def total(self) -> Estimate | None:
         """The average total effect p - p*, in percentage points."""
@@ -142,14 +145,15 @@ class Trace:
             "refused": dict(self.refused),
             "total_effect": total.as_dict() if total else None,
             "at_last_subject_token": {
-                site: [estimate.as_dict() for estimate in self.average(site)] for site in self.settings.sites
+                component: [estimate.as_dict() for estimate in self.average(component)]
+                for component in self.settings.components
             },
             "average": {
-                site: {
+                component: {
                     group: None if np.isnan(row).any() else (100 * row).round(3).tolist()
-                    for group, row in zip(GROUPS, self.heat_map(site), strict=True)
+                    for group, row in zip(GROUPS, self.heat_map(component), strict=True)
                 }
-                for site in self.settings.sites
+                for component in self.settings.components
             },
         }
 
@@ -158,10 +162,12 @@ class Trace:
         folder.mkdir(parents=True, exist_ok=True)
         depth = self.depth
         tensors = {
-            site: np.concatenate([fact.restored[site] for fact in self.facts] or [np.zeros((0, depth))])
-            for site in self.settings.sites
+            component: np.concatenate([fact.restored[component] for fact in self.facts] or [np.zeros((0, depth))])
+            for component in self.settings.components
         }
-        digest = write_tensors(folder / _TENSORS, {site: torch.from_numpy(values) for site, values in tensors.items()})
+        digest = write_tensors(
+            folder / _TENSORS, {component: torch.from_numpy(values) for component, values in tensors.items()}
+        )
         document = {
             "format": _FORMAT,
             "complete": True,
@@ -187,13 +193,13 @@ class Trace:
             stored = read_tensors(folder / _TENSORS)
             if document.get("restored") != stored.digest:
                 raise DamagedFileError(folder / _TENSORS, "is another file, put in its place")
-            tensors = {site: tensor.numpy() for site, tensor in stored.tensors.items()}
+            tensors = {component: tensor.numpy() for component, tensor in stored.tensors.items()}
             settings = document["settings"]
             facts: list[FactTrace] = []
             start = 0
             for record in document["facts"]:
                 stop = start + len(record["tokens"])
-                restored = {site: tensors[site][start:stop] for site in settings["sites"]}
+                restored = {component: tensors[component][start:stop] for component in settings["components"]}
                 facts.append(FactTrace.of(record, restored))
                 start = stop
             return cls(
@@ -249,7 +255,11 @@ def trace_cases(
         "questions": hashlib.sha256(json.dumps([asdict(one) for one in placed], default=str).encode()).hexdigest()[:32],
     }
     if cached:
-        folder = cache_folder() / "traces" / hashlib.sha256(json.dumps(claim, sort_keys=True).encode()).hexdigest()[:32]
+        # Hashed by the names that settings had, so that earlier traces are found.
+        hashed = claim | {
+            "settings": renamed.present_names(settings.as_dict(), {now: old for old, now in renamed.TRACE.items()})
+        }
+        folder = cache_folder() / "traces" / hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:32]
     with workplace(folder, TRACE, replace=replace):
         return _trace(model, placed, refused, settings, folder, claim, progress)
 
@@ -287,7 +297,9 @@ def _trace(
         fact = trace_fact(model, question, settings, deviation)
         done.append(fact)
         if journal is not None:
-            journal.append(fact.as_dict() | {"restored": {site: values.tolist() for site, values in fact.restored.items()}})
+            journal.append(
+                fact.as_dict() | {"restored": {component: values.tolist() for component, values in fact.restored.items()}}
+            )
         progress("tracing", 1, len(known))
     trace = Trace(
         settings=settings,
@@ -354,7 +366,9 @@ def _done(journal: Journal, settings: TraceSettings) -> Iterator[FactTrace]:
     """The facts that were traced before the trace was stopped."""
     try:
         for record in journal.records():
-            yield FactTrace.of(record, {site: np.array(record["restored"][site]) for site in settings.sites})
+            yield FactTrace.of(
+                record, {component: np.array(record["restored"][component]) for component in settings.components}
+            )
     except DamagedFileError as error:
         raise InputError(f"{error}; remove its folder and trace again") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -365,9 +379,13 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"there is no trace in {path.parent}: {path.name} is missing")
     try:
-        return read_document(path)
+        document = read_document(path)
     except DamagedFileError as error:
         raise InputError(f"{error}; remove its folder and trace again") from error
+    for place in (document, document.get("claim")):
+        if isinstance(place, dict) and isinstance(settings := place.get("settings"), dict):
+            place["settings"] = renamed.present_names(settings, renamed.TRACE)
+    return document
 
 
 def _owned(path: Path) -> list[str] | None:

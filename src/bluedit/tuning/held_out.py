@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bluedit.datasets.cases import Case
-from bluedit.editors.closed_form.keys import context_templates
 from bluedit.errors import DatasetError, FactError
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
 from bluedit.models.generation import generate
+from bluedit.models.inputs.templates import context_templates
 from bluedit.models.likelihood import answer_queries
 
 __all__ = ["HeldOut", "Material", "Question", "hold_out"]

@@ -27,7 +27,7 @@ from typing import Any, Unpack
 
 from bluedit.datasets.cases import Case
 from bluedit.editing import EditOptions, prepare, run_plan
-from bluedit.editors.base import Editor, Plan, Setup, ValueStore
+from bluedit.editors.base import Editor, Plan, Setup, Storable, ValueStore
 from bluedit.editors.settings import Settings
 from bluedit.errors import DatasetError, InputError, NumericsError, SettingsError
 from bluedit.evaluation.scoring import Scores, compare, tally
@@ -173,11 +173,11 @@ class _Search:
     @cached_property
     def _claim(self) -> str:
         """A hash of everything that a trial's outcome depends on."""
-        setup, moments = self.setup, self.setup.statistics.known
+        setup, moments = self.setup, self.setup.statistics.precomputed
         text = json.dumps(
             {
                 "model": self.model.fingerprint(),
-                "chat": asdict(self.model.text.chat) if self.model.text.chat else None,
+                "chat": self.model.text.chat.identity if self.model.text.chat else None,
                 "method": (setup.method.name, setup.method.strategy.name, setup.layers),
                 "start": self._start,
                 "vary": [axis.name for axis in self.axes],
@@ -345,7 +345,7 @@ class _FirstValues:
         found = self.known.get(self._key(plan, layer))
         return None if found is None else (found, 0.0)
 
-    def keep(self, model: EditableModel, plan: Plan, layer: int, values: Any, seconds: float) -> None:
+    def keep(self, model: EditableModel, plan: Plan, layer: int, values: Storable, seconds: float) -> None:
         del model, seconds
         if (key := self._key(plan, layer)) is not None:
             self.known[key] = values
@@ -353,8 +353,7 @@ class _FirstValues:
     def _key(self, plan: Plan, layer: int) -> Any:
         if layer != plan.steps[0].target_layer:
             return None
-        settings = plan.settings.as_dict()
-        return plan.facts, tuple(settings[name] for name in plan.method.parts["objective"].settings.names())
+        return plan.facts, json.dumps(plan.method.value_identity(plan.settings), sort_keys=True)
 
 
 def _confidence(margin: float) -> float:

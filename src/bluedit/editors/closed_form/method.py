@@ -17,6 +17,7 @@ from bluedit.editors.closed_form.recipe import ClosedForm
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bluedit.editors.closed_form.optimizer import Values
     from bluedit.editors.closed_form.state import InverseMetrics
     from bluedit.edits.base import Edit
     from bluedit.edits.patch import Patch
@@ -52,6 +53,14 @@ class Method(ClosedForm):
         from bluedit.editors.closed_form.loop import edit_batch
 
         return edit_batch(model, plan, cast("InverseMetrics", state), progress, store)
+
+    def restore_values(
+        self, model: EditableModel, layer: int, record: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> Values:
+        """Targets and initial states, on the device of the layer."""
+        from bluedit.editors.closed_form.optimizer import Values
+
+        return Values.restored(layer, record, tensors, model.weight(layer).device)
 
     @property
     def ends_sequence(self) -> bool:

@@ -24,7 +24,7 @@ T target tokens over all rows, V vocabulary where logits are meant and vectors o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -69,6 +69,23 @@ class Values:
     initial_DN: Tensor
     evaluations: tuple[int, ...]
     losses: tuple[float, ...]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored: a row for each fact."""
+        return {"targets": self.targets_DN.T, "initial": self.initial_DN.T}
+
+    def record(self) -> dict[str, Any]:
+        """What is stored of the rest."""
+        return {"evaluations": self.evaluations, "losses": self.losses, "contiguous": self.targets_DN.is_contiguous()}
+
+    @classmethod
+    def restored(cls, layer: int, record: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device) -> Values:
+        """The values that were stored, to the same bits and laid out as they were."""
+        targets_DN, initial_DN = (tensors[name].to(device).T for name in ("targets", "initial"))
+        if record["contiguous"]:
+            # Laid out otherwise, the same numbers could be summed in another order later.
+            targets_DN, initial_DN = targets_DN.contiguous(), initial_DN.contiguous()
+        return cls(layer, targets_DN, initial_DN, tuple(record["evaluations"]), tuple(record["losses"]))
 
 
 @torch.enable_grad()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, cast
 
 from bluedit.editors.base import Editor, Needs, Part
 from bluedit.editors.closed_form.constraints import Constraint
@@ -49,7 +49,7 @@ class ClosedForm(Editor):
     prior: Prior = SECOND_MOMENT
     noise: Literal[0, 1] | float = 1.0
     reads_bare_prompt: bool = False
-    caches_keys: bool = False
+    caches_keys: bool = False  # pyright: ignore[reportIncompatibleMethodOverride] (chosen here, fixed in other editors)
     objective: Objective = HIDDEN_STATE
     constraint: Constraint | None = None
 
@@ -76,6 +76,14 @@ class ClosedForm(Editor):
     def unused(self) -> frozenset[str]:
         """The scale of the metric cancels where residuals are met exactly."""
         return frozenset() if self.noise else frozenset(self.prior.scale)
+
+    def value_identity(self, settings: Settings) -> dict[str, Any]:
+        """The objective and its settings: methods that differ in anything else optimise the same values."""
+        chosen = settings.as_dict()
+        return {
+            "objective": asdict(self.objective),
+            "settings": {name: chosen[name] for name in self.objective.settings.names()},
+        }
 
     def needs(self, settings: Settings) -> Needs:
         """Inverse metrics, and values."""

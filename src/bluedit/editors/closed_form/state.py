@@ -116,7 +116,7 @@ def with_moments(model: EditableModel, setup: Setup, progress: Progress) -> Setu
     edited = sorted({step.layer for step in setup.method.strategy.steps(setup.layers)})
     with stage(progress, "second moments of keys") as advance:
         moments = setup.statistics.moments(model, edited, advance)
-    return replace(setup, statistics=Statistics(known=moments))
+    return replace(setup, statistics=Statistics(precomputed=moments))
 
 
 def check_keys(memory: Mapping[str, Tensor] | None, edit: Patch, model: EditableModel) -> None:

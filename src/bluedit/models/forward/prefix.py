@@ -188,15 +188,15 @@ class SuffixBatch:
 
 
 class Injection:
-    """Rows in which vectors can be added at sites of one layer, at the subject's last token, again and again.
+    """Rows in which vectors can be added at components of one layer, at the subject's last token, again and again.
 
     Adding to the layer's output needs that layer no more: its stored output is changed. Adding inside the layer (at its
     MLP's or its attention's output) reruns it, from the stored output of the layer below.
     """
 
-    def __init__(self, model: EditableModel, rows: Sequence[Row], layer: int, sites: tuple[Component, ...]) -> None:
-        self._model, self._layer, self._sites = model, layer, sites
-        self._above = sites == ("layer",)
+    def __init__(self, model: EditableModel, rows: Sequence[Row], layer: int, components: tuple[Component, ...]) -> None:
+        self._model, self._layer, self._components = model, layer, components
+        self._above = components == ("layer",)
         self._suffixes = SuffixBatch(model, rows, layer if self._above else layer - 1)
 
     @property
@@ -204,21 +204,21 @@ class Injection:
         return self._suffixes.rows
 
     def initial(self, chosen: Sequence[int]) -> Tensor:
-        """What stands at the sites before anything is added, (sites, chosen, D), for some of the rows."""
+        """What stands at the components before anything is added, (components, chosen, D), for some of the rows."""
         if self._above:
             return upcast(self._suffixes.states_BSD[list(chosen), self._suffixes.first_B[list(chosen)]])[None]
         rows = [self.rows[index] for index in chosen]
-        return torch.stack([self._model.subject_states(rows, self._layer, site) for site in self._sites])
+        return torch.stack([self._model.subject_states(rows, self._layer, component) for component in self._components])
 
     def logits(self, added_VBD: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        """Logits (n, V) at n pairs of row and position from the subject on, with `added_VBD[v]` added at site v."""
+        """Logits (n, V) at n pairs of row and position from the subject on, with `added_VBD[v]` added at component v."""
         states_BSD, first_B = self._suffixes.states_BSD, self._suffixes.first_B
         if self._above:
             return self._suffixes.logits(_plus_at(states_BSD, first_B, added_VBD[0]), rows, positions)
         with contextlib.ExitStack() as stack:
-            for site, added_BD in zip(self._sites, added_VBD, strict=True):
+            for component, added_BD in zip(self._components, added_VBD, strict=True):
                 stack.enter_context(
-                    self._model.hooked(self._layer, site, partial(_plus_at, first_B=first_B, added_BD=added_BD))
+                    self._model.hooked(self._layer, component, partial(_plus_at, first_B=first_B, added_BD=added_BD))
                 )
             inside = self._layer == self._model.structure.depth - 1
             return self._suffixes.logits(states_BSD, rows, positions, last_mlp=not inside)

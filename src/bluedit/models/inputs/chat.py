@@ -32,18 +32,18 @@ class Chat:
 
     - `before`: from the start token, where the template writes one, to the message.
     - `after`: from the message to where the answer is due, without spaces at its end.
-    - `joint`: what stands between that and the first word of an answer.
+    - `separator`: what stands between that and the first word of an answer.
     """
 
     before: str
     after: str
-    joint: str
+    separator: str
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Chat:
         """The shell of a tokenizer's chat template.
 
-        The joint is read off the template: what it writes in front of an assistant's message, beyond what it writes when
+        The separator is read off the template: what it writes in front of an assistant's message, beyond what it writes when
         asked to prompt for one. A template that writes something else there (a place for thoughts, say) tells nothing; then
         there is no space after a line break or a special token, and one after any other text.
 
@@ -67,14 +67,19 @@ class Chat:
             raise ModelError("this model's chat template does not hold a user's message exactly once; leave out --chat")
         before, _, whole = prompt.partition(_MESSAGE)
         after = whole.rstrip(" ")
-        return cls(before, after, whole[len(after) :] + _joint(tokenizer, user, prompt))
+        return cls(before, after, whole[len(after) :] + _separator(tokenizer, user, prompt))
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What hashes of a chat are taken over, by the names of earlier versions: what was stored by such a hash is found."""
+        return {"before": self.before, "after": self.after, "joint": self.separator}
 
     def around(self, message: str) -> str:
         """The message in its shell."""
         return f"{self.before}{message}{self.after}"
 
 
-def _joint(tokenizer: PreTrainedTokenizerBase, user: dict[str, str], prompt: str) -> str:
+def _separator(tokenizer: PreTrainedTokenizerBase, user: dict[str, str], prompt: str) -> str:
     """What a template writes between its prompt for an answer and the answer."""
     try:
         dialogue = _rendered(tokenizer, [user, {"role": "assistant", "content": _ANSWER}])

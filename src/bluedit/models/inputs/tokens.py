@@ -140,7 +140,7 @@ class PromptTokenizer:
         """
         self.check_length(text)
         text = text.strip()
-        between = self.chat.joint if self.chat else separator(prompt, text)
+        between = self.chat.separator if self.chat else separator(prompt, text)
         if (between, text) not in self._targets:
             self._targets[between, text] = self._continuation(between, text)
         return self._targets[between, text]
