@@ -139,7 +139,7 @@ def _models_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
     for name, model in models.items():
         network = model.model
         assert not network.training, f"{name} was left in training mode"
-        assert not getattr(getattr(network, "_bluedit_ledger", None), "patches", ()), f"{name} was left with a patch applied"
+        assert not getattr(getattr(network, "_bluedit_applied", None), "patches", ()), f"{name} was left with a patch applied"
         hooked = [path for path, module in network.named_modules() if module._forward_hooks or module._forward_pre_hooks]
         assert not hooked, f"{name} was left with hooks on {hooked}"
         assert all(parameter.requires_grad for parameter in network.parameters()), f"{name} was left frozen"

@@ -17,7 +17,7 @@ from torch import Tensor
 from bluedit.edits import Change, Dense, LowRank, Masked, Patch, merge
 from bluedit.edits.base import applied_patches
 from bluedit.edits.changes import largest_singular_value, read_change, total
-from bluedit.edits.checkpoint import read_ledger, save_checkpoint
+from bluedit.edits.checkpoint import read_applied, save_checkpoint
 from bluedit.edits.manifest import OptimisationRecord, WeightRecord
 from bluedit.errors import PatchError
 from bluedit.models import EditableModel, load_model
@@ -407,7 +407,7 @@ def test_a_checkpoint_with_patches_of_every_kind_gives_the_original_back(
     other.apply(own_gpt2, check=False)
     save_checkpoint(own_gpt2, tmp_path / "checkpoint")
     loaded = load_model(str(tmp_path / "checkpoint"), dtype="auto")
-    first, second = read_ledger(loaded, tmp_path / "checkpoint")
+    first, second = read_applied(loaded, tmp_path / "checkpoint")
     _assert_equal(first, one)
     _assert_equal(second, other)
     assert _same(_bits(loaded), _bits(own_gpt2))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from bluedit.datasets import read_known
 from bluedit.editors.layer_cache import Choice
 from bluedit.edits import Patch
-from bluedit.edits.checkpoint import CHECKPOINT, read_ledger
+from bluedit.edits.checkpoint import CHECKPOINT, read_applied
 from bluedit.errors import InputError, PatchError, SessionError, StatisticsError
 from bluedit.models import EditableModel, load_model
 from bluedit.models.inputs.chat import Chat
@@ -237,7 +237,7 @@ def test_trace_is_resumed_by_the_names_that_its_settings_had(folder: Path, monke
 def test_patched_checkpoint_is_read_and_may_be_replaced(folder: Path) -> None:
     model = load_model(str(folder / "checkpoint"))
     with pytest.warns(UserWarning, match=OLD):
-        (patch,) = read_ledger(model, folder / "checkpoint")
+        (patch,) = read_applied(model, folder / "checkpoint")
     patch.revert(model)
     assert _same(_bits(model), _bits(load_model(str(folder / "model"))))
     writable_target(folder / "checkpoint", replace=True, kind=CHECKPOINT)

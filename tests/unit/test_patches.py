@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 import bluedit
 from bluedit.edits import LowRank, Manifest, Patch
 from bluedit.edits.base import applied_patches, original_weights
-from bluedit.edits.checkpoint import read_ledger, save_checkpoint
+from bluedit.edits.checkpoint import read_applied, save_checkpoint
 from bluedit.edits.manifest import FORMAT_VERSION
 from bluedit.errors import InputError, PatchError
 from bluedit.facts import Fact
@@ -332,7 +332,7 @@ def test_two_patches_come_off_in_any_order(own: EditableModel, make_patch: MakeP
     alone = EditableModel(copy.deepcopy(own.model), own.tokenizer)
     for name, value in before.items():
         alone.model.get_parameter(name).data.copy_(value)
-    del alone.model._bluedit_ledger
+    del alone.model._bluedit_applied
     patches[order[1]].apply(alone, check=False)
     assert _same(_bits(own), _bits(alone)), "what is left is what the other patch makes of the originals"
     patches[order[1]].revert(own)
@@ -491,7 +491,7 @@ def checkpoint(request: pytest.FixtureRequest, own_gpt2: EditableModel, tmp_path
 
 def _load(path: Path) -> tuple[EditableModel, tuple[Patch, ...]]:
     model = load_model(str(path), dtype="auto")
-    return model, read_ledger(model, path)
+    return model, read_applied(model, path)
 
 
 def test_checkpoint_gives_the_original_back(checkpoint: Path, make_patch: MakePatch, tmp_path: Path) -> None:
@@ -618,7 +618,7 @@ def test_damaged_record_is_refused(patched: Path, damage: str) -> None:
     do(patched / "bluedit")
     model = load_model(str(patched))
     with pytest.raises(PatchError, match=message):
-        read_ledger(model, patched)
+        read_applied(model, patched)
     assert applied_patches(model) == ()
 
 
@@ -626,10 +626,10 @@ def test_record_of_other_weights_is_refused(patched: Path) -> None:
     model = load_model(str(patched))
     model.matrix(2).add_(1)
     with pytest.raises(PatchError, match=r"transformer\.h\.2.*was changed after it was patched"):
-        read_ledger(model, patched)
+        read_applied(model, patched)
 
 
 def test_record_of_another_patch_is_refused(patched: Path, tiny_gpt2: EditableModel, make_patch: MakePatch) -> None:
     make_patch(tiny_gpt2, (0, 3)).save(patched / "bluedit" / "patch-0000.safetensors", replace=True)
     with pytest.raises(PatchError, match="does not name this model's weights"):
-        read_ledger(load_model(str(patched)), patched)
+        read_applied(load_model(str(patched)), patched)

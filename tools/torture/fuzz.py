@@ -209,11 +209,11 @@ def _load_trace(folder: Path) -> Any:
 def _load_checkpoint(folder: Path) -> Any:
     from bluedit.edits import applied_patches
     from bluedit.edits.base import original_weights
-    from bluedit.edits.checkpoint import read_ledger
+    from bluedit.edits.checkpoint import read_applied
     from bluedit.models import load_model
 
     editable = load_model(str(folder), dtype="auto")
-    read_ledger(editable, folder)
+    read_applied(editable, folder)
     content = {
         "patches": [patch_content(patch) for patch in applied_patches(editable)],
         "originals": {name: tensor_hash(tensor) for name, tensor in original_weights(editable).items()},

@@ -62,7 +62,7 @@ def apply(
 
     console.load()
     from bluedit.edits import load_edit
-    from bluedit.edits.checkpoint import other_weights, read_ledger, save_checkpoint
+    from bluedit.edits.checkpoint import other_weights, read_applied, save_checkpoint
     from bluedit.models import load_model
     from bluedit.models.loading import model_folder
     from bluedit.storage.locks import claimed
@@ -80,7 +80,7 @@ def apply(
         )
         source = model_folder(model)
         if source is not None:
-            read_ledger(editable, source)
+            read_applied(editable, source)
         loaded.apply(editable, check=check)
         bars(f"writing {out}", 0, None)
         save_checkpoint(editable, out, source=source, replace=force)
@@ -111,7 +111,7 @@ def revert(
 
     console.load()
     from bluedit.edits import applied_patches, load_edit
-    from bluedit.edits.checkpoint import read_ledger, save_checkpoint
+    from bluedit.edits.checkpoint import read_applied, save_checkpoint
     from bluedit.errors import PatchError
     from bluedit.models import load_model
     from bluedit.models.loading import model_folder
@@ -123,7 +123,7 @@ def revert(
         editable = load_model(model, device=device, dtype="auto", module_map=module_map, trust_remote_code=trust_remote_code)
         source = model_folder(model)
         if source is not None:
-            read_ledger(editable, source)
+            read_applied(editable, source)
         applied = applied_patches(editable)
         if not applied:
             raise PatchError(

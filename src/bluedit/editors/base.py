@@ -7,12 +7,12 @@ remember of it. Sessions, tuning, experiments, the doctor and the command line k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 from bluedit.editors.settings import Settings, current_names, declared_names, union
-from bluedit.errors import FactError, SettingsError, excerpt
+from bluedit.errors import FactError, PatchError, SettingsError, excerpt
 from bluedit.facts import Fact, OnConflict, check_facts, check_on_conflict
 from bluedit.strategies import BOUNDARY, Step, Strategy
 
@@ -251,6 +251,17 @@ class Editor(ABC):
     ) -> Edited:
         """The edit of one batch of facts. The model is left as it was, bit for bit, also when this fails; `state` may only be
         added to by what does not depend on the facts."""
+
+    def stored_values(self, edit: Edit, columns: Sequence[int]) -> ValueStore:
+        """What an earlier edit stored of some of its facts, by their places in it, to solve for them again without optimising.
+
+        **Raises** :class:`~bluedit.errors.PatchError` where nothing was stored.
+        """
+        del edit, columns
+        raise PatchError(
+            f"{self.name} trains all facts together and stores nothing of a single one: its edits cannot be solved again without "
+            "some facts. Revert the edit, and edit again with the facts that shall stay"
+        )
 
     @property
     def ends_sequence(self) -> bool:

@@ -31,6 +31,7 @@ def manifest_of(
     seconds: float = 0.0,
 ) -> Manifest:
     """The manifest of an edit that a plan led to."""
+    corpus = plan.statistics.corpus
     return Manifest(
         kind=kind,
         model=str(getattr(model.model.config, "_name_or_path", "") or type(model.model).__name__),
@@ -42,7 +43,11 @@ def manifest_of(
         templates=plan.templates,
         chat=model.text.chat,
         seed=plan.seed,
-        corpus=plan.statistics.corpus.name if plan.statistics.corpus else None,
+        corpus=corpus.name if corpus else None,
+        corpus_identity=corpus.identity if corpus else None,
+        samples=plan.statistics.samples,
+        max_length=plan.statistics.max_length,
+        until=plan.statistics.until,
         facts=tuple(FactRecord(**asdict(fact)) for fact in plan.facts),
         batches=(len(plan.facts),),
         weights=dict(weights or {}),

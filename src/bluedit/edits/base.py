@@ -10,6 +10,7 @@ in addition to the weights (:meth:`Edit.attach`), and are found by the `kind` in
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bluedit.edits.changes import Change
-from bluedit.edits.ledger import Ledger, position
+from bluedit.edits.applied import Applied, position
 from bluedit.edits.manifest import FORMAT_VERSION, Manifest
 from bluedit.errors import DamagedFileError, PatchError, first_line
 from bluedit.facts import Fact
@@ -45,7 +46,7 @@ __all__ = [
     "original_weights",
     "read_stored",
     "registered",
-    "restore_ledger",
+    "restore_applied",
     "revert",
     "weights_without",
 ]
@@ -133,6 +134,13 @@ class Edit(ABC):
         numbers too."""
         del network, check
 
+    def redescribed(self, **entries: Any) -> Self:
+        """The same edit with some entries of its manifest replaced."""
+        one = copy.copy(self)
+        object.__setattr__(one, "manifest", self.manifest.model_copy(update=entries))
+        object.__setattr__(one, "_stored_digest", None)
+        return one
+
     def summary(self) -> dict[str, Any]:
         """What `bluedit patch show` prints."""
         return self.manifest.model_dump(mode="json")
@@ -152,7 +160,7 @@ class Edit(ABC):
         """
         network = _network(model)
         self.check_fit(network, check=check)
-        Ledger.of(network).push(self)
+        Applied.of(network).push(self)
 
     def revert(self, model: EditableModel | PreTrainedModel) -> None:
         """Take the edit back: the weights are, bit for bit, what the other applied edits make of the originals.
@@ -271,39 +279,39 @@ def revert(patches: Sequence[Edit], model: EditableModel | PreTrainedModel) -> N
     **Raises** :class:`~bluedit.errors.PatchError` when one of them is not applied to this model object; none is then taken
     back.
     """
-    ledger = Ledger.of(_network(model))
-    remaining = list(ledger.patches)
+    applied = Applied.of(_network(model))
+    remaining = list(applied.patches)
     for patch in reversed(patches):
         del remaining[position(patch, remaining)]
-    ledger.arrange(remaining)
+    applied.arrange(remaining)
 
 
 def arrange(patches: Sequence[Edit], model: EditableModel | PreTrainedModel) -> None:
     """Make the model hold these patches, in this order, and no others: what they make of the originals, all or nothing."""
-    Ledger.of(_network(model)).arrange(patches)
+    Applied.of(_network(model)).arrange(patches)
 
 
 def weights_without(patches: Sequence[Edit], names: Iterable[str], model: EditableModel | PreTrainedModel) -> dict[str, Tensor]:
     """Copies of the model's weights, by name, as they would be without these patches; the model is left as it is."""
-    return Ledger.of(_network(model)).without(patches, names)
+    return Applied.of(_network(model)).without(patches, names)
 
 
 def applied_patches(model: EditableModel | PreTrainedModel) -> tuple[Edit, ...]:
     """The patches that are applied to this model object, oldest first."""
-    return tuple(Ledger.of(_network(model)).patches)
+    return tuple(Applied.of(_network(model)).patches)
 
 
 def original_weights(model: EditableModel | PreTrainedModel) -> dict[str, Tensor]:
     """The weights that applied patches changed, as they were before the first of them."""
-    return dict(Ledger.of(_network(model)).originals)
+    return dict(Applied.of(_network(model)).originals)
 
 
-def restore_ledger(model: EditableModel | PreTrainedModel, patches: Sequence[Edit], originals: Mapping[str, Tensor]) -> None:
+def restore_applied(model: EditableModel | PreTrainedModel, patches: Sequence[Edit], originals: Mapping[str, Tensor]) -> None:
     """Tell a model object that `patches` are applied to it already, over `originals`.
 
     **Raises** :class:`~bluedit.errors.PatchError` when the two together do not make the weights that the model holds.
     """
-    Ledger.restore(_network(model), patches, originals)
+    Applied.restore(_network(model), patches, originals)
 
 
 def _network(model: EditableModel | PreTrainedModel) -> PreTrainedModel:

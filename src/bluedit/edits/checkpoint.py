@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bluedit.edits.base import Edit, applied_patches, original_weights, restore_ledger
+from bluedit.edits.base import Edit, applied_patches, original_weights, restore_applied
 from bluedit.edits.loading import load_edit
 from bluedit.errors import DamagedFileError, InputError, PatchError
 from bluedit.models import EditableModel
@@ -26,7 +26,7 @@ from bluedit.storage.files import OutputKind, atomic_folder, contents, is_tempor
 from bluedit.storage.hashes import hash_tensor
 from bluedit.storage.tensors import read_tensors, write_tensors
 
-__all__ = ["CHECKPOINT", "other_weights", "read_ledger", "save_checkpoint"]
+__all__ = ["CHECKPOINT", "other_weights", "read_applied", "save_checkpoint"]
 
 _FOLDER = "bluedit"
 _ORIGINALS = "originals.safetensors"
@@ -164,41 +164,41 @@ def _write_record(model: EditableModel, folder: Path) -> None:
     write_document(record / _INDEX, document)
 
 
-def read_ledger(model: EditableModel, path: str | Path) -> tuple[Edit, ...]:
+def read_applied(model: EditableModel, path: str | Path) -> tuple[Edit, ...]:
     """Tell a loaded model which patches its checkpoint folder holds, so that they can be reverted.
 
     Returns them, oldest first; none where the folder has no record.
 
     **Raises** :class:`~bluedit.errors.PatchError` when the record is damaged, or does not belong to these weights.
     """
-    ledger = Path(path).expanduser() / _FOLDER
-    if not (ledger / _INDEX).is_file():
-        if (ledger / _ORIGINALS).exists() or os.path.lexists(ledger / _INDEX):
+    folder = Path(path).expanduser() / _FOLDER
+    if not (folder / _INDEX).is_file():
+        if (folder / _ORIGINALS).exists() or os.path.lexists(folder / _INDEX):
             raise PatchError(
-                f"{ledger / _INDEX} is missing: the record of applied patches is damaged, and what is applied is not known; go "
+                f"{folder / _INDEX} is missing: the record of applied patches is damaged, and what is applied is not known; go "
                 "back to the unpatched checkpoint instead"
             )
         return ()
     try:
-        record = read_document(ledger / _INDEX)
-        originals = _read_originals(ledger, record)
+        record = read_document(folder / _INDEX)
+        originals = _read_originals(folder, record)
         names = record["patches"]
     except (DamagedFileError, KeyError) as error:
-        problem = str(error) if isinstance(error, DamagedFileError) else f"{ledger / _INDEX} names no patches"
+        problem = str(error) if isinstance(error, DamagedFileError) else f"{folder / _INDEX} names no patches"
         raise PatchError(f"{problem}; the record is damaged: go back to the unpatched checkpoint instead") from error
     # A name from a file is a name, not a path: it may not lead out of the folder.
     if not isinstance(names, list) or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise PatchError(f"{ledger / _INDEX} names files outside its folder; it was not written by bluedit")
-    patches = tuple(load_edit(ledger / name) for name in names)
-    restore_ledger(model, patches, originals)
+        raise PatchError(f"{folder / _INDEX} names files outside its folder; it was not written by bluedit")
+    patches = tuple(load_edit(folder / name) for name in names)
+    restore_applied(model, patches, originals)
     return patches
 
 
-def _read_originals(ledger: Path, record: Mapping[str, object]) -> dict[str, Tensor]:
+def _read_originals(folder: Path, record: Mapping[str, object]) -> dict[str, Tensor]:
     version = record.get("format_version")
     if not isinstance(version, int) or version > _FORMAT_VERSION:
-        raise DamagedFileError(ledger / _INDEX, f"is of version {version}; this bluedit reads {_FORMAT_VERSION}")
-    file = read_tensors(ledger / _ORIGINALS)
+        raise DamagedFileError(folder / _INDEX, f"is of version {version}; this bluedit reads {_FORMAT_VERSION}")
+    file = read_tensors(folder / _ORIGINALS)
     if version > 1 and file.digest is None:
-        raise DamagedFileError(ledger / _ORIGINALS, "is damaged: it has no hashes")
+        raise DamagedFileError(folder / _ORIGINALS, "is damaged: it has no hashes")
     return file.tensors

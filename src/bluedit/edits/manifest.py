@@ -11,8 +11,8 @@ from bluedit.models.inputs.chat import Chat
 
 __all__ = ["FORMAT_VERSION", "FactRecord", "Manifest", "OptimisationRecord", "StoredChat", "WeightRecord"]
 
-FORMAT_VERSION = 2
-"""Version 2 has hashes of all tensors, and one of the manifest."""
+FORMAT_VERSION = 3
+"""Version 2 has hashes of all tensors, and one of the manifest; version 3 has targets, and what they were solved with."""
 
 
 def _present(chat: Any) -> Any:
@@ -102,6 +102,14 @@ class Manifest(BaseModel):
     """The chat template around every prompt; None for plain prompts."""
     seed: int
     corpus: str | None = None
+    corpus_identity: str | None = None
+    """The hash of the corpus."""
+    samples: int | None = None
+    """How many of its documents second moments were taken over; all when None."""
+    max_length: int | None = None
+    """The tokens that documents were truncated to."""
+    until: float | None = None
+    """The estimated error at which they were stopped."""
     facts: tuple[FactRecord, ...]
     batches: tuple[int, ...] = ()
     """How many facts each batch held, in a patch that stands for a sequence."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,16 +26,23 @@ from bluedit.models.layout.matrices import oriented
 __all__ = ["Patch"]
 
 _NORM_TOLERANCE = 1e-5
+_TARGETS = "targets."
 
 
 @dataclass(frozen=True)
 class Patch(Edit):
-    """Changes by weight name, and the manifest that explains them."""
+    """Changes by weight name, and the manifest that explains them.
+
+    - `targets`: by target layer the values z that the facts were solved for, (D, N) in the order of the facts. With them, some of
+      the facts can be solved again without the others (:mod:`bluedit.sessions.resolving`). Empty where no values were optimised
+      (fine-tuning), and in patches before version 3.
+    """
 
     kind: ClassVar = "weights"
 
     changes: Mapping[str, Change]
     manifest: Manifest
+    targets: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     def check_fit(self, network: PreTrainedModel, *, check: bool) -> None:
         """**Raises** :class:`~bluedit.errors.PatchError` for a model without these weights, or with other numbers in them."""
@@ -56,17 +64,16 @@ class Patch(Edit):
                 )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The parts of every change, as `WEIGHT.PART`."""
-        return {
-            f"{name}.{part}": value.detach().cpu().contiguous()
-            for name, change in self.changes.items()
-            for part, value in change.tensors().items()
-        }
+        """The parts of every change, as `WEIGHT.PART`, and targets as `targets.LAYER`."""
+        parts = {f"{name}.{part}": value for name, change in self.changes.items() for part, value in change.tensors().items()}
+        parts |= {f"{_TARGETS}{layer}": value for layer, value in self.targets.items()}
+        return {name: value.detach().cpu().contiguous() for name, value in parts.items()}
 
     @classmethod
     def read(cls, manifest: Manifest, tensors: Mapping[str, Tensor], source: Path, *, hashed: bool) -> Self:
         """The patch with these tensors."""
         changes = {name: _read_change(name, tensors, source) for name in manifest.weights}
+        targets = _read_targets(manifest, tensors, source)
         columns = {_columns(change) for change in changes.values()} - {None}
         if manifest.columns == "facts" and columns - {len(manifest.facts)}:
             raise PatchError(
@@ -74,17 +81,22 @@ class Patch(Edit):
             )
         if any(len(record.evaluations) != len(manifest.facts) for record in manifest.optimisation):
             raise PatchError(f"{source} is damaged: its record of the optimisation is not one of {len(manifest.facts)} facts")
-        if len(tensors) != sum(len(change.tensors()) for change in changes.values()):
+        if len(tensors) != len(targets) + sum(len(change.tensors()) for change in changes.values()):
             raise PatchError(f"{source} holds tensors that its manifest does not name; it was assembled wrongly")
         if not hashed:
             _check_norms(changes, manifest, source)
-        return cls(changes, manifest)
+        return cls(changes, manifest, targets)
 
     @classmethod
     def merged(cls, edits: Sequence[Edit]) -> Patch:
         """Low-rank changes side by side, so column n is still fact n's. Hashes are those that the first patch of each weight
         found."""
-        return cls(*merge_changes([(one.changes, one.manifest) for one in edits]))
+        patches = cast("Sequence[Patch]", edits)
+        changes, manifest = merge_changes([(one.changes, one.manifest) for one in patches])
+        with_facts = [one.targets for one in patches if one.facts]
+        layers = set[int].intersection(*(set(one) for one in with_facts)) if with_facts else set()
+        targets = {layer: torch.cat([one[layer] for one in with_facts], 1) for layer in sorted(layers)}
+        return cls(changes, manifest, targets)
 
     def summary(self) -> dict[str, Any]:
         """The manifest, with rank and size per weight."""
@@ -116,6 +128,16 @@ def _check_norms(changes: Mapping[str, Change], manifest: Manifest, source: Path
         "all of it checked from then on",
         stacklevel=3,
     )
+
+
+def _read_targets(manifest: Manifest, tensors: Mapping[str, Tensor], source: Path) -> dict[int, Tensor]:
+    """The stored targets by layer. **Raises** :class:`~bluedit.errors.PatchError` where they are not of these facts."""
+    layers = [record.layer for record in manifest.optimisation]
+    targets = {layer: tensors[f"{_TARGETS}{layer}"] for layer in layers if f"{_TARGETS}{layer}" in tensors}
+    for layer, target_DN in targets.items():
+        if target_DN.ndim != 2 or target_DN.shape[1] != len(manifest.facts) or not bool(torch.isfinite(target_DN).all()):
+            raise PatchError(f"{source} is damaged: its targets of layer {layer} are not those of {len(manifest.facts)} facts")
+    return targets
 
 
 def _columns(change: Change) -> int | None:

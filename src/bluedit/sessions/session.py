@@ -1,6 +1,6 @@
 """Sessions: editing the same model batch after batch, with undo, and resumption after a kill.
 
-*Concept.* A session owns what a sequence of edits accumulates: past keys, one patch per batch in an ordered ledger, and the
+*Concept.* A session owns what a sequence of edits accumulates: past keys, one patch per batch, in order, and the
 settings, context templates and statistics that all of its batches share. Two sessions, on two models, share nothing.
 
 *Mechanism.* An editor computes a batch on the model as the batches before left it, and the edit is applied. What the editor
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bluedit.editing import EditOptions, prepare
 from bluedit.editors.base import Edited, Editor, Facts, Setup, ValueStore
 from bluedit.edits import Edit, applied_patches, merge
-from bluedit.edits.base import arrange, restore_ledger, weights_without
+from bluedit.edits.base import arrange, restore_applied, weights_without
 from bluedit.errors import InputError, SessionError
 from bluedit.facts import Fact, OnConflict
 from bluedit.models import EditableModel
@@ -365,7 +365,7 @@ class Session:
             with torch.no_grad():
                 for name, tensor in weights.items():
                     parameters[name].copy_(tensor)
-            restore_ledger(model, [whole] if whole else patches, originals)
+            restore_applied(model, [whole] if whole else patches, originals)
         except BaseException:
             with torch.no_grad():
                 for name, tensor in originals.items():

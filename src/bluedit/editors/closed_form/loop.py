@@ -84,7 +84,7 @@ def constrain_sequence(patch: Patch, setup: Setup, weights: Mapping[str, Tensor]
         changes[name] = checked(change, record.layer)
         records[name] = resized(record, change, weights[name], setup)
     columns = "facts" if all(changes[name] is patch.changes[name] for name in changes) else "directions"
-    return Patch(changes, patch.manifest.model_copy(update={"weights": records, "columns": columns}))
+    return Patch(changes, patch.manifest.model_copy(update={"weights": records, "columns": columns}), patch.targets)
 
 
 @dataclass
@@ -187,7 +187,8 @@ def _patch(work: _Work, changes: Mapping[int, Change], seconds: float) -> Patch:
     records = tuple(work.records.values())
     warn_unmet(plan, records, _more_met(plan))
     manifest = manifest_of(model, plan, weights=weights, optimisation=records, seconds=seconds)
-    return Patch({model.structure.weight_name(layer): change for layer, change in changes.items()}, manifest)
+    targets = {layer: work.values[layer].targets_DN for layer in work.records}
+    return Patch({model.structure.weight_name(layer): change for layer, change in changes.items()}, manifest, targets)
 
 
 def _smaller(plan: Setup, *, null_space: bool) -> str:

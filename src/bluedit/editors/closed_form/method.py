@@ -7,7 +7,7 @@ What the loop does with it is in :mod:`bluedit.editors.closed_form.loop`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,6 +61,12 @@ class Method(ClosedForm):
         from bluedit.editors.closed_form.optimizer import Values
 
         return Values.restored(layer, record, tensors, model.weight(layer).device)
+
+    def stored_values(self, edit: Edit, columns: Sequence[int]) -> ValueStore:
+        """The targets in a patch, see :class:`~bluedit.editors.closed_form.stored.StoredTargets`."""
+        from bluedit.editors.closed_form.stored import stored_targets
+
+        return stored_targets(cast("Patch", edit), columns)
 
     @property
     def ends_sequence(self) -> bool:

@@ -16,14 +16,14 @@ from bluedit.errors import PatchError
 from bluedit.models.layout.matrices import oriented
 from bluedit.precision import all_finite
 
-__all__ = ["Ledger", "Recorded", "position"]
+__all__ = ["Applied", "Recorded", "position"]
 
-_LEDGER = "_bluedit_ledger"
+_APPLIED = "_bluedit_applied"
 _REBUILT_TOLERANCE = 1e-3
 
 
 class Recorded(Protocol):
-    """What a ledger keeps: changes by the weight's name, and a manifest to tell one from another."""
+    """What is kept of an edit: changes by the weight's name, and a manifest to tell one from another."""
 
     @property
     def changes(self) -> Mapping[str, Change]: ...
@@ -36,7 +36,7 @@ P = TypeVar("P", bound=Recorded)
 
 
 @dataclass
-class Ledger(Generic[P]):
+class Applied(Generic[P]):
     """What has been applied to one model object, stored on that object: the original bits, and the patches in order."""
 
     network: PreTrainedModel
@@ -46,12 +46,12 @@ class Ledger(Generic[P]):
     """Removes what edits installed in addition to the weights."""
 
     @classmethod
-    def of(cls, network: PreTrainedModel) -> Ledger[Any]:
-        ledger = getattr(network, _LEDGER, None)
-        if ledger is None:
-            ledger = cls(network, {}, [])
-            setattr(network, _LEDGER, ledger)
-        return ledger
+    def of(cls, network: PreTrainedModel) -> Applied[Any]:
+        applied = getattr(network, _APPLIED, None)
+        if applied is None:
+            applied = cls(network, {}, [])
+            setattr(network, _APPLIED, applied)
+        return applied
 
     def push(self, patch: P) -> None:
         before = self._snapshot(patch.changes)
@@ -136,7 +136,7 @@ class Ledger(Generic[P]):
 
     @classmethod
     def restore(cls, network: PreTrainedModel, patches: Sequence[P], originals: Mapping[str, Tensor]) -> None:
-        """See :func:`bluedit.edits.patch.restore_ledger`."""
+        """See :func:`bluedit.edits.base.restore_applied`."""
         parameters = dict(network.named_parameters())
         changed = {name for patch in patches for name in patch.changes}
         if set(originals) != changed or not changed <= parameters.keys():
@@ -158,9 +158,9 @@ class Ledger(Generic[P]):
                     "patched, or loaded in another precision (use --dtype auto)"
                 )
         kept = {name: tensor.to(parameters[name]) for name, tensor in originals.items()}
-        ledger = cls(network, kept, list(patches))
-        ledger._attach(patches)
-        setattr(network, _LEDGER, ledger)
+        applied = cls(network, kept, list(patches))
+        applied._attach(patches)
+        setattr(network, _APPLIED, applied)
 
 
 def _history(name: str, patches: Sequence[Recorded]) -> list[int]:
