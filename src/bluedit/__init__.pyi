@@ -2,7 +2,7 @@ from .datasets import Case, World, read_cases, read_dataset
 from .editing import edit
 from .editors.closed_form.constraints import PRUNING, RELATIVE_CHANGE
 from .editors.closed_form.priors import NULL_SPACE, SECOND_MOMENT
-from .edits import Edit, Patch, load_edit
+from .edits import Edit, Ledger, Patch, load_edit
 from .errors import BlueditError, BlueditWarning, InputError, NumericsError, ResourceError
 from .evaluation import Scores, score_cases
 from .facts import Fact
@@ -72,6 +72,7 @@ __all__ = [
     "Fact",
     "FineTuning",
     "InputError",
+    "Ledger",
     "Method",
     "ModuleMap",
     "NumericsError",

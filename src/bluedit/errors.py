@@ -18,6 +18,7 @@ __all__ = [
     "DatasetError",
     "FactError",
     "InputError",
+    "LedgerError",
     "ModelError",
     "NumericsError",
     "PatchError",
@@ -90,6 +91,10 @@ class StatisticsError(InputError):
 
 class PatchError(InputError):
     """A patch that cannot be read, or does not fit the model it is applied to."""
+
+
+class LedgerError(InputError):
+    """A ledger that cannot be read, belongs to another model, or has no such version."""
 
 
 class RecipeError(InputError):

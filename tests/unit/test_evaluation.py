@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ from hypothesis import strategies as st
 
 from bluedit.datasets import Case, read_dataset
 from bluedit.errors import DatasetError
-from bluedit.evaluation import score_cases
+from bluedit.evaluation import score_cases, verify_facts
 from bluedit.evaluation.intervals import bootstrap, share
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
-from bluedit.models.likelihood import answer_queries
+from bluedit.models.likelihood import Answer, answer_queries
 
 
 def naive(model: EditableModel, prompt: str, target: str) -> tuple[float, list[bool]]:
@@ -131,3 +132,23 @@ def test_a_case_that_is_too_long_is_named(tiny_gpt2: EditableModel, prompt: str,
     with pytest.raises(DatasetError, match=f"evaluation: case 'long one': .*{said}") as caught:
         score_cases(tiny_gpt2, cases)
     assert len(str(caught.value)) < 400
+
+
+# -- verifying ---------------------------------------------------------------------------------------------------------
+
+
+def test_facts_are_verified_one_by_one() -> None:
+    facts = [Fact("{} is in", "Paris", "Italy", "0"), Fact("{} is in", "Rome", "Italy", "1")]
+
+    class _Scripted:
+        def answer(self, queries: Any, **_: Any) -> Any:
+            correct = {facts[0].text: (True, False), facts[1].text: (True, True)}
+            return {(prompt, target): Answer(-1.5, correct[prompt]) for prompt, target in queries}
+
+        def generate(self, prompts: Any, *, max_new_tokens: int, **_: Any) -> list[str]:
+            assert max_new_tokens > 1
+            return [f"{prompt} France, of course" for prompt in prompts]
+
+    first, second = verify_facts(_Scripted(), facts)
+    assert (first.holds, first.says, first.log_prob) == (False, "France, of course", -1.5)
+    assert (second.holds, second.says) == (True, None)

@@ -75,7 +75,9 @@ def bits(model: EditableModel) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.model.state_dict().items()}
 
 
-def textbook(model: EditableModel, patch: Patch, facts: Sequence[Fact], statistics: Statistics, scale: float) -> dict[str, Tensor]:
+def textbook(
+    model: EditableModel, patch: Patch, facts: Sequence[Fact], statistics: Statistics, scale: float
+) -> dict[str, Tensor]:
     """MEMIT with BLUE for these facts, in float64: D = (z - h) K^T (scale C + K K^T)^-1 at the first and last layer."""
     places = [[one.text for one in patch.facts].index(fact.text) for fact in facts]
     changes: dict[str, Tensor] = {}

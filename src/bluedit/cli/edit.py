@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,7 +39,7 @@ from bluedit.errors import SettingsError
 
 if TYPE_CHECKING:
     from bluedit.editing import Setup
-    from bluedit.edits import Edit
+    from bluedit.edits import Edit, Ledger
     from bluedit.facts import Fact
     from bluedit.models import EditableModel
 
@@ -51,7 +52,10 @@ _LARGE = 4 * 2**30
 def edit(
     model: Model,
     facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL, JSON or CSV of facts, CounterFact or zsRE records.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the patch goes: a folder, or one .safetensors file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Where the patch goes: a folder, or one .safetensors file. Not needed with a ledger."),
+    ] = None,
     method: MethodName = "memit",
     strategy: StrategyName = None,
     layers: Layers = None,
@@ -86,7 +90,9 @@ def edit(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write facts into a model, as a patch. The model's own files are not touched."""
+    """Write facts into a model, as a patch. The model's own files are not touched.
+
+    With a ledger (`bluedit log`) as --model, edit its model as the head has it; every batch becomes a version."""
     from bluedit.cli import console
 
     console.load()
@@ -95,8 +101,7 @@ def edit(
     # What can be wrong without the model is looked at before the model is loaded.
     chosen = read_method(method, strategy)
     chosen.override(overrides)
-    if session and not batch_size:
-        raise SettingsError("--session saves a sequence of batches; set the number of facts per batch with --batch-size")
+    ledger = _ledger(model, out, session, batch_size)
     from bluedit.datasets import read_known
     from bluedit.facts import check_on_conflict
     from bluedit.tuning import read_tuning
@@ -111,18 +116,17 @@ def edit(
     from bluedit.cli.automatic import traced_layers
     from bluedit.editing import prepare
     from bluedit.edits.base import PATCH
-    from bluedit.models import load_model
-    from bluedit.sessions import edit_in_sequence
+    from bluedit.sessions import edit_in_sequence, edit_into_ledger
     from bluedit.statistics import Statistics, read_corpus
     from bluedit.storage.files import writable_target
-    from bluedit.storage.locks import claimed
 
-    writable_target(out, replace=force, kind=PATCH)
+    if out:
+        writable_target(out, replace=force, kind=PATCH)
     source = Statistics(read_corpus(corpus), samples) if corpus else None
-    with claimed(out), claimed(session) if session else nullcontext(), console.bars(f"loading {model}") as bars:
-        editable = load_model(
-            model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat,
-            progress=bars,
+    with _claims(out, session), console.bars(f"loading {model}") as bars:
+        editable = _load(
+            ledger or model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code,
+            chat=chat, progress=bars,
         )  # fmt: skip
         if automatic and chosen.strategy.fixed_layers is None:
             critical = traced_layers(editable, model, chosen, traced, seed, bars)
@@ -135,16 +139,66 @@ def edit(
             on_conflict=conflict,
         )  # fmt: skip
         _say_memory(editable, setup)
-        patch = edit_in_sequence(editable, setup, checked, batch_size or max(1, len(checked)), session, bars)
-        patch.save(out, replace=force)
+        if ledger:
+            patch = edit_into_ledger(ledger, editable, setup, checked, batch_size, progress=bars)
+        else:
+            patch = edit_in_sequence(editable, setup, checked, batch_size or max(1, len(checked)), session, bars)
+        if out:
+            patch.save(out, replace=force)
+    _report(patch, out, model, ledger, as_json)
+
+
+def _ledger(model: str, out: Path | None, session: Path | None, batch_size: int | None) -> Ledger | None:
+    """The ledger that `--model` names, if it is one.
+
+    **Raises** :class:`~bluedit.errors.SettingsError` for options that do not go together.
+    """
+    from bluedit.edits.ledger import Ledger, is_ledger
+
+    if not is_ledger(model):
+        if out is None:
+            raise SettingsError("say where the patch goes: --out PATCH; only a ledger (`bluedit log`) keeps its edits itself")
+        if session and not batch_size:
+            raise SettingsError("--session saves a sequence of batches; set the number of facts per batch with --batch-size")
+        return None
+    if session:
+        raise SettingsError(f"{model} is a ledger, which saves its sequences itself; leave --session out")
+    return Ledger.open(model)
+
+
+def _load(source: Ledger | str, **options: Any) -> EditableModel:
+    from bluedit.cli.opening import ledger_model
+    from bluedit.models import load_model
+
+    return load_model(source, **options) if isinstance(source, str) else ledger_model(source, **options)
+
+
+@contextmanager
+def _claims(*paths: Path | None) -> Generator[None]:
+    """The outputs that are named, held for this process."""
+    from bluedit.storage.locks import claimed
+
+    with ExitStack() as stack:
+        for path in paths:
+            if path is not None:
+                stack.enter_context(claimed(path))
+        yield
+
+
+def _report(patch: Edit, out: Path | None, model: str, ledger: Ledger | None, as_json: bool) -> None:
+    from bluedit.cli import console
+
     if as_json:
         from bluedit.results.edits import EditResult
 
-        console.emit(EditResult.of({"patch": str(out), **_document(patch)}))
-    else:
-        from bluedit.cli.patch import describe
+        console.emit(EditResult.of({"patch": str(out) if out else None, **_document(patch)}))
+        return
+    from bluedit.cli.patch import describe
 
-        console.show(describe(patch))
+    console.show(describe(patch))
+    if ledger:
+        console.say(f"version {ledger.head.number} of {model}; undo it with: bluedit log undo {model}")
+    if out:
         console.say(f"written to {out}; apply it with: bluedit patch apply {out} --model {model} --out FOLDER")
 
 

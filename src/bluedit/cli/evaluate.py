@@ -60,13 +60,13 @@ def evaluate(
     from bluedit.cli import console
 
     console.load()
+    from bluedit.cli.opening import open_model
     from bluedit.edits import load_edit
     from bluedit.evaluation import protocol, score_cases
-    from bluedit.models import load_model
 
     loaded = load_edit(patch) if patch else None
     with console.bars(f"loading {model}") as bars:
-        editable = load_model(
+        editable = open_model(
             model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat,
             progress=bars,
         )  # fmt: skip

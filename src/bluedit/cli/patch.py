@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "describe"]
 
-app = typer.Typer(no_args_is_help=True, help="Show, apply and revert patches.")
+app = typer.Typer(no_args_is_help=True, help="Show, compare, apply and revert patches; take single facts out.")
 
 PatchPath = Annotated[Path, typer.Argument(metavar="PATCH", help="A patch folder or .safetensors file.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder the checkpoint is written to.")]

@@ -259,8 +259,8 @@ class Editor(ABC):
         """
         del edit, columns
         raise PatchError(
-            f"{self.name} trains all facts together and stores nothing of a single one: its edits cannot be solved again without "
-            "some facts. Revert the edit, and edit again with the facts that shall stay"
+            f"{self.name} trains all facts together and stores nothing of a single one: its edits cannot be solved again "
+            "without some facts. Revert the edit, and edit again with the facts that shall stay"
         )
 
     @property

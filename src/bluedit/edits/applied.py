@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -52,6 +53,18 @@ class Applied(Generic[P]):
             applied = cls(network, {}, [])
             setattr(network, _APPLIED, applied)
         return applied
+
+    @classmethod
+    @contextlib.contextmanager
+    def hidden(cls, network: PreTrainedModel) -> Generator[None]:
+        """Another, empty record in place of the model's while the block runs. What the block applies, it takes back."""
+        applied = cls.of(network)
+        delattr(network, _APPLIED)
+        try:
+            yield
+        finally:
+            cls.of(network).arrange([])
+            setattr(network, _APPLIED, applied)
 
     def push(self, patch: P) -> None:
         before = self._snapshot(patch.changes)

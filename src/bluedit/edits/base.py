@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bluedit.edits.changes import Change
 from bluedit.edits.applied import Applied, position
+from bluedit.edits.changes import Change
 from bluedit.edits.manifest import FORMAT_VERSION, Manifest
 from bluedit.errors import DamagedFileError, PatchError, first_line
 from bluedit.facts import Fact
@@ -48,6 +48,7 @@ __all__ = [
     "registered",
     "restore_applied",
     "revert",
+    "settled",
     "weights_without",
 ]
 
@@ -289,6 +290,22 @@ def revert(patches: Sequence[Edit], model: EditableModel | PreTrainedModel) -> N
 def arrange(patches: Sequence[Edit], model: EditableModel | PreTrainedModel) -> None:
     """Make the model hold these patches, in this order, and no others: what they make of the originals, all or nothing."""
     Applied.of(_network(model)).arrange(patches)
+
+
+@contextlib.contextmanager
+def settled(model: EditableModel | PreTrainedModel, edits: Sequence[Edit]) -> Generator[None]:
+    """The model with these edits as its own while the block runs: nothing there knows of them, and nothing takes them back.
+
+    Afterwards the model holds the edits that it held before, bit for bit.
+    """
+    network = _network(model)
+    before = applied_patches(network)
+    arrange(edits, network)
+    try:
+        with Applied.hidden(network):
+            yield
+    finally:
+        arrange(before, network)
 
 
 def weights_without(patches: Sequence[Edit], names: Iterable[str], model: EditableModel | PreTrainedModel) -> dict[str, Tensor]:

@@ -33,9 +33,9 @@ _TARGETS = "targets."
 class Patch(Edit):
     """Changes by weight name, and the manifest that explains them.
 
-    - `targets`: by target layer the values z that the facts were solved for, (D, N) in the order of the facts. With them, some of
-      the facts can be solved again without the others (:mod:`bluedit.sessions.resolving`). Empty where no values were optimised
-      (fine-tuning), and in patches before version 3.
+    - `targets`: by target layer the values z that the facts were solved for, (D, N) in the order of the facts. With them,
+      some of the facts can be solved again without the others (:mod:`bluedit.sessions.resolving`). Empty where no values were
+      optimised (fine-tuning), and in patches before version 3.
     """
 
     kind: ClassVar = "weights"

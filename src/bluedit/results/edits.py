@@ -42,7 +42,7 @@ class ChangedWeight(Record):
 class EditResult(Record):
     """`bluedit edit --json`.
 
-    - `patch`: where it was written.
+    - `patch`: where it was written; null where it went into a ledger only.
     - `batches`: how many facts each held.
     - `layers`: the critical layers; `weights`: by name, those that changed.
     - `evaluations`, `losses`: by layer and id of a fact, how often the loss was evaluated, and its last value; `remaining`:
@@ -50,7 +50,7 @@ class EditResult(Record):
     - `seconds`: of editing.
     """
 
-    patch: str
+    patch: str | None
     facts: list[EditedFact]
     batches: list[int]
     method: str
@@ -107,6 +107,10 @@ class PatchShowResult(Record):
     chat: dict[str, str] | None
     seed: int
     corpus: str | None
+    corpus_identity: str | None = None
+    samples: int | None = None
+    max_length: int | None = None
+    until: float | None = None
     facts: list[EditedFact]
     batches: list[int]
     columns: str

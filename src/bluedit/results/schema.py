@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from bluedit.results import commands, demos, edits, known, records
+from bluedit.results import commands, demos, edits, known, ledgers, records
 from bluedit.results.records import Record
 
 __all__ = ["DOCUMENTS", "schema"]
@@ -32,6 +32,15 @@ DOCUMENTS: dict[str, type[Record]] = {
     "bluedit patch show": edits.PatchShowResult,
     "bluedit patch apply": edits.PatchApplyResult,
     "bluedit patch revert": edits.PatchRevertResult,
+    "bluedit patch diff": ledgers.PatchDiffResult,
+    "bluedit patch drop": ledgers.PatchFactsResult,
+    "bluedit patch merge": ledgers.PatchFactsResult,
+    "bluedit patch verify": ledgers.VerifyResult,
+    **{
+        f"bluedit log {name}": ledgers.LogResult
+        for name in ("create", "show", "apply", "undo", "redo", "checkout", "drop", "write")
+    },
+    "bluedit log verify": ledgers.VerifyResult,
     "bluedit session show": commands.SessionShowResult,
     "bluedit session undo": commands.SessionUndoResult,
     "table.json": records.Table,

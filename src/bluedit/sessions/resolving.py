@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 from bluedit.editors.base import Editor, Setup
 from bluedit.edits import Edit, Manifest, merge
-from bluedit.errors import PatchError, StatisticsError, did_you_mean, excerpt
+from bluedit.errors import PatchError, SettingsError, StatisticsError, did_you_mean, excerpt
 from bluedit.facts import Fact, conflicts, told_relation
 from bluedit.methods import find_method
 from bluedit.models import EditableModel
@@ -25,7 +24,7 @@ from bluedit.sessions.session import Session
 from bluedit.statistics import Statistics, read_corpus
 from bluedit.strategies import find_strategy
 
-__all__ = ["Prefer", "drop_facts", "merge_edits", "setup_of", "solve_again"]
+__all__ = ["Prefer", "check_prefer", "drop_facts", "merge_edits", "setup_of", "solve_again"]
 
 Prefer = Literal["error", "first", "second"]
 """What becomes of a question that two edits answer differently."""
@@ -57,7 +56,7 @@ def drop_facts(
     """
     places = _places(edit, ids)
     batches = [[place for place in batch if place not in places] for batch in _batches(edit)]
-    return _solved(model, edit, [batch for batch in batches if batch], statistics, method, progress)[1]
+    return _solved(model, edit, [batch for batch in batches if batch], statistics, method, progress)
 
 
 def merge_edits(
@@ -72,8 +71,8 @@ def merge_edits(
 ) -> Edit:
     """Two edits of one model, made apart with the same options, as one: solved for the facts of both together.
 
-    Two edits of one batch each become one batch; of sequences, the second follows the first. What both say is solved for once. The
-    model is left as it was.
+    Two edits of one batch each become one batch; of sequences, the second follows the first. What both say is solved for once.
+    The model is left as it was.
 
     **Arguments**
 
@@ -91,7 +90,15 @@ def merge_edits(
     batches = [[place for place in batch if place not in gone] for batch in batches]
     for one in (first, second):
         one.check_fit(model.model, check=True)
-    return _solved(model, both, [batch for batch in batches if batch], statistics, method, progress)[1]
+    return _solved(model, both, [batch for batch in batches if batch], statistics, method, progress)
+
+
+def check_prefer(value: str) -> Prefer:
+    """**Raises** :class:`~bluedit.errors.SettingsError` for anything that is not one of :data:`Prefer`."""
+    for known in get_args(Prefer):
+        if value == known:
+            return known
+    raise SettingsError(did_you_mean(value, get_args(Prefer), what="--prefer"))
 
 
 def solve_again(
@@ -101,22 +108,30 @@ def solve_again(
     setup: Setup,
     progress: Progress = silent,
 ) -> list[Edit | None]:
-    """The batches of one sequence solved again on the model as it is now, which may not be the one they were computed on.
+    """The edits of one sequence solved again on the model as it is now, which may not be the one they were computed on.
 
     **Arguments**
 
+    - `edits`: the batches of a sequence, or one edit that is a whole sequence.
     - `without`: facts that go, as the number of their edit and their id.
     - `setup`: that of the edits, see :func:`setup_of`.
 
     **Returns** one edit for each that still has facts, and None for the others. The model is left as it was.
     """
+    left = [
+        [place for place, fact in enumerate(edit.facts) if (number, fact.id) not in without]
+        for number, edit in enumerate(edits)
+    ]
     session = Session.following(model, setup)
-    solved: list[Edit | None] = []
     try:
-        for number, edit in enumerate(edits):
-            left = [place for place, fact in enumerate(edit.facts) if (number, fact.id) not in without]
-            solved.append(_solve_batch(session, edit, left, progress) if left else None)
-        return solved
+        if len(edits) == 1:
+            for batch in _batches(edits[0]):
+                if places := [place for place in batch if place in left[0]]:
+                    _solve_batch(session, edits[0], places, progress)
+            return [session.finish() if left[0] else None]
+        return [
+            _solve_batch(session, edit, places, progress) if places else None for edit, places in zip(edits, left, strict=True)
+        ]
     finally:
         session.undo(len(session))
 
@@ -151,7 +166,9 @@ def _statistics(manifest: Manifest) -> Statistics:
     try:
         corpus = read_corpus(manifest.corpus)
     except StatisticsError as error:
-        raise PatchError(f"the edit was made with the corpus {manifest.corpus}, which cannot be read ({error}); {hint}") from error
+        raise PatchError(
+            f"the edit was made with the corpus {manifest.corpus}, which cannot be read ({error}); {hint}"
+        ) from error
     if manifest.corpus_identity not in (None, corpus.identity):
         raise PatchError(f"the corpus {manifest.corpus} holds another text now than when the edit was made; {hint}")
     return Statistics(corpus, manifest.samples, max_length=manifest.max_length, until=manifest.until)
@@ -164,14 +181,14 @@ def _solved(
     statistics: Statistics | None,
     method: Editor | None,
     progress: Progress,
-) -> tuple[list[Edit], Edit]:
-    """Facts of an edit, by their places in it, solved for batch after batch: the edits of the batches, and of all."""
+) -> Edit:
+    """Facts of an edit, by their places in it, solved for batch after batch, on the model that the edit was computed on."""
     edit.check_fit(model.model, check=True)
     session = Session.following(model, setup_of(model, edit.manifest, statistics=statistics, method=method))
     try:
         for batch in batches or [()]:
             _solve_batch(session, edit, batch, progress)
-        return list(session.patches), session.finish()
+        return session.finish()
     finally:
         session.undo(len(session))
 
@@ -200,22 +217,26 @@ def _places(edit: Edit, ids: Collection[str]) -> set[int]:
 def _repeated(facts: Sequence[Fact], first: int) -> set[int]:
     """The places of facts from `first` on that say what one before `first` says."""
     said = {(fact.subject, fact.prompt, fact.target) for fact in facts[:first]}
-    return {place for place in range(first, len(facts)) if (facts[place].subject, facts[place].prompt, facts[place].target) in said}
+    return {
+        place for place in range(first, len(facts)) if (facts[place].subject, facts[place].prompt, facts[place].target) in said
+    }
 
 
 def _overruled(facts: Sequence[Fact], first: int, prefer: Prefer) -> set[int]:
     """The places of facts that a fact of the preferred edit contradicts; the first edit has `first` of them."""
     pairs = [(one, other) for one, other in conflicts(facts) if one < first <= other]
     if pairs and prefer == "error":
-        told = [
-            f"{excerpt(facts[one].id)} of the first and {excerpt(facts[other].id)} of the second give {excerpt(facts[one].subject)} "
-            f"two targets for {excerpt(facts[other].text)}: {excerpt(facts[one].target)} and {excerpt(facts[other].target)}"
-            f"{told_relation(facts[one], facts[other])}"
-            for one, other in pairs[:_SHOWN]
-        ]
         more = f"; and {len(pairs) - _SHOWN:,} more" if len(pairs) > _SHOWN else ""
-        raise PatchError(f"the edits contradict each other: {'; '.join(told)}{more}. Choose with --prefer first or second")
+        told = "; ".join(_contradiction(facts[one], facts[other]) for one, other in pairs[:_SHOWN])
+        raise PatchError(f"the edits contradict each other: {told}{more}. Choose with --prefer first or second")
     return {other if prefer == "first" else one for one, other in pairs}
+
+
+def _contradiction(one: Fact, other: Fact) -> str:
+    return (
+        f"{excerpt(one.id)} of the first and {excerpt(other.id)} of the second give {excerpt(one.subject)} two targets for "
+        f"{excerpt(other.text)}: {excerpt(one.target)} and {excerpt(other.target)}{told_relation(one, other)}"
+    )
 
 
 def _with_distinct_ids(edit: Edit) -> Edit:

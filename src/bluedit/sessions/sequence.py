@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bluedit.editors.base import Setup
@@ -24,12 +24,15 @@ def edit_in_sequence(
     batch_size: int,
     folder: Path | None = None,
     progress: Progress = silent,
+    *,
+    each: Callable[[Session], object] = lambda _: None,
 ) -> Edit:
     """Edit facts batch by batch, and take them back again: the patch of the whole sequence.
 
     **Arguments**
 
     - `folder`: where the session is saved after every batch; a session that is there already resumes.
+    - `each`: called with the session when it has begun or resumed, and after every batch, once that is saved.
 
     **Raises** :class:`~bluedit.errors.SessionError` when the folder holds a sequence of other facts, or with another setup.
     """
@@ -39,6 +42,7 @@ def edit_in_sequence(
     else:
         session = Session.following(model, setup)
     try:
+        each(session)
         in_batches = len(facts) > batch_size
         if in_batches:
             progress("facts", len(session.facts), len(facts))
@@ -47,6 +51,7 @@ def edit_in_sequence(
             session.apply(batch, progress=progress, on_conflict=setup.on_conflict)
             if folder is not None:
                 session.save(folder)
+            each(session)
             if in_batches:
                 progress("facts", len(batch), len(facts))
         return session.finish()

@@ -100,6 +100,11 @@ class Session:
     # -- looking ---------------------------------------------------------------------------------------------
 
     @property
+    def id(self) -> str:
+        """Tells sessions apart; a resumed one has the id of the one that was saved."""
+        return self._id
+
+    @property
     def patches(self) -> tuple[Edit, ...]:
         """One edit per batch, oldest first."""
         return tuple(batch.edit for batch in self._batches)

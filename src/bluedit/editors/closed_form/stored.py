@@ -31,8 +31,8 @@ def stored_targets(patch: Patch, columns: Sequence[int]) -> StoredTargets:
     """
     if patch.facts and not patch.targets:
         raise PatchError(
-            "the patch holds no targets: it was made by an earlier version of bluedit. Make the edit again, with the facts that "
-            "shall stay"
+            "the patch holds no targets: it was made by an earlier version of bluedit. Make the edit again, with the facts "
+            "that shall stay"
         )
     return StoredTargets(patch, tuple(columns))
 
@@ -50,7 +50,8 @@ class StoredTargets:
         targets_DN = self.patch.targets[layer].to(model.weight(layer).device)[:, columns]
         initial_DN = fact_states(model, plan.facts, layer, cast("ClosedForm", plan.method).objective.components[0])
         record = next(one for one in self.patch.manifest.optimisation if one.layer == layer)
-        evaluations, losses = (tuple(values[place] for place in columns) for values in (record.evaluations, record.losses))
+        evaluations = tuple(record.evaluations[place] for place in columns)
+        losses = tuple(record.losses[place] for place in columns)
         return Values(layer, targets_DN, initial_DN, evaluations, losses), 0.0
 
     def keep(self, model: EditableModel, plan: Plan, layer: int, values: Any, seconds: float) -> None:
