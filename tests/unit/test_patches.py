@@ -209,9 +209,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "manifest lacks a part": (lambda path: _manifest(path, lambda m: m.pop("facts")), "not a readable patch"),
     "later version": (
         lambda path: _manifest(path, lambda m: m.update(format_version=FORMAT_VERSION + 1)),
-        "version 3; this bluedit reads bluedit-patch up to 2",
+        f"version {FORMAT_VERSION + 1}; this bluedit reads bluedit-patch up to {FORMAT_VERSION}",
     ),
-    "another format": (lambda path: _manifest(path, lambda m: m.update(format="lora")), "is lora version 2"),
+    "another format": (lambda path: _manifest(path, lambda m: m.update(format="lora")), f"is lora version {FORMAT_VERSION}"),
     "a weight too many in the manifest": (
         lambda path: _manifest(path, lambda m: m["weights"].update(other=next(iter(m["weights"].values())))),
         "the change of other cannot be read",
