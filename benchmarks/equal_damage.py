@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--lambdas", default="1000,10000,100,3000,300,30000")
     parser.add_argument("--ridges", default="10,100,1,30,3,300", help="L2 of AlphaEdit")
     parser.add_argument("--methods", default="memit,alphaedit")
+    parser.add_argument("--strategies", default="boundary,even")
     parser.add_argument("--set", nargs="*", default=["v_lr=1.0", "shrinkage=0"], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--figure", type=Path)
@@ -92,7 +93,7 @@ def measure(options: argparse.Namespace) -> None:
             if place >= len(values.split(",")):
                 continue
             value = float(values.split(",")[place])
-            for strategy in ("boundary", "even"):
+            for strategy in options.strategies.split(","):
                 key = [method, strategy, name, value]
                 if any(run["key"] == key for run in document["runs"]):
                     continue
