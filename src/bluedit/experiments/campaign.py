@@ -85,7 +85,7 @@ class Campaign:
 
     plan: Plan
     folder: Path
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
     jobs: int = 1
     display: Display = quiet
     replace: bool = False

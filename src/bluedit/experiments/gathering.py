@@ -23,7 +23,7 @@ _COMPARED = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 
 
 def write_reports(folder: Path) -> list[Path]:
-    """Write `report.html`, `report.md` and the figures of an experiment or a matrix into its folder. **Returns** their paths."""
+    """Write `report.html`, `report.md` and the figures of an experiment or a matrix into its folder. Returns their paths."""
     data = gather([folder])
     paths = [folder / "report.html", folder / "report.md"]
     for path, kind in zip(paths, ("html", "markdown"), strict=True):

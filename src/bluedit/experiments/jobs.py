@@ -63,13 +63,13 @@ class _Process:
     """A process with a task, whose messages go into a queue."""
 
     def __init__(self, number: int, task: Task, said: queue.Queue[Message]) -> None:
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         source = str(Path(worker_module.__file__).parents[2])
         path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         if threads := task.recipe.threads or task.options.threads:
             environment["OMP_NUM_THREADS"] = str(threads)
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 (this program itself)
             [sys.executable, "-m", worker_module.__name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -41,13 +41,14 @@ class Field:
 
     - `below`: in small letters, such as an interval; `band`: low, value and high in percent, drawn as a line.
     - `sort`: what the column is sorted by; the text where it is None.
+    - `kind`: of style: `best`, `better`, `worse`.
     """
 
     text: str
     below: str = ""
     sort: float | None = None
     band: tuple[float, float, float] | None = None
-    best: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,7 @@ def _tiles(data: ReportData) -> list[dict[str, str]]:
 
 def _results(data: ReportData) -> Grid:
     runs = [run for cell in data.finished for run in cell.runs]
-    found = dict.fromkeys(name for run in runs for name in run["scores"])
-    names = [*(name for name in _SCORES if name in found), *(name for name in found if name not in _SCORES)]
+    names = _ordered(name for run in runs for name in run["scores"])
     with_text = any("text" in run for run in runs)
     several = len(data.finished) > 1
     columns = [Column("run"), *([Column("experiment")] if several else []), *(Column(name, numeric=True) for name in names)]
@@ -191,7 +191,7 @@ def _score(score: Mapping[str, float] | None, best: float | None = None) -> Fiel
         return Field("-")
     value, low, high = score["value"], score["low"], score["high"]
     band = (low, value, high) if 0 <= low <= high <= 100 else None
-    return Field(f"{value:.1f}", f"{low:.1f} to {high:.1f}", value, band, best=value == best)
+    return Field(f"{value:.1f}", f"{low:.1f} to {high:.1f}", value, band, kind="best" if value == best else "")
 
 
 def _plain(estimate: Mapping[str, float] | None, digits: int = 1) -> Field:
@@ -214,37 +214,45 @@ def _costs(run: Mapping[str, Any]) -> list[Field]:
 
 def _comparisons(data: ReportData) -> Grid | None:
     several = len(data.finished) > 1
-    columns = [Column("method"), *([Column("experiment")] if several else []), Column("against"), Column("score")]
-    columns += [Column("difference", True, "in points"), Column("cases", True), Column("verdict")]
+    pairs = [(cell, pair) for cell in data.finished for pair in (cell.table or {})["blue_against_own"]]
+    names = _ordered(name for _, pair in pairs for name in pair["difference"])
+    columns = [Column("method"), *([Column("experiment")] if several else []), Column("against")]
+    columns += [*(Column(name, numeric=True) for name in names), Column("cases", numeric=True)]
     rows: list[Row] = []
-    for cell in data.finished:
-        for pair in (cell.table or {})["blue_against_own"]:
-            note = f" ({pair['note']})" if pair["note"] else ""
-            label = f"{pair['method']} + BLUE{note}"
-            where = [Field(cell.label)] if several else []
-            rows += [
-                _verdict([Field(label), *where, Field(pair["strategy"]), Field(name)], change)
-                for name, change in pair["difference"].items()
-            ]
+    for cell, pair in pairs:
+        note = f" ({pair['note']})" if pair["note"] else ""
+        where = [Field(cell.label)] if several else []
+        head = [Field(f"{pair['method']} + BLUE{note}"), *where, Field(pair["strategy"])]
+        rows.append(Row([*head, *_changes(pair["difference"], names)]))
     return Grid(columns, rows) if rows else None
 
 
 def _differences(data: ReportData) -> Grid | None:
-    columns = [Column("run"), Column("in"), Column("against"), Column("score"), Column("difference", True, "in points")]
-    columns += [Column("cases", True), Column("verdict")]
-    rows = [
-        _verdict([Field(one.label), Field(one.one), Field(one.other), Field(name)], change)
-        for one in data.differences
-        for name, change in one.scores.items()
-    ]
+    names = _ordered(name for one in data.differences for name in one.scores)
+    columns = [Column("run"), Column("in"), Column("against")]
+    columns += [*(Column(name, numeric=True) for name in names), Column("cases", numeric=True)]
+    rows = [Row([Field(one.label), Field(one.one), Field(one.other), *_changes(one.scores, names)]) for one in data.differences]
     return Grid(columns, rows) if rows else None
 
 
-def _verdict(cells: Sequence[Field], change: Mapping[str, float]) -> Row:
-    value, low, high, count = change["value"], change["low"], change["high"], int(change["n"])
-    said, kind = ("better", "better") if low > 0 else ("worse", "worse") if high < 0 else ("no clear difference", "")
-    number = Field(f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}", value)
-    return Row([*cells, number, Field(f"{count:,}", sort=count), Field(said)], kind)
+def _changes(changes: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> list[Field]:
+    """Differences by score, in points, and the number of cases that they are over."""
+    count = max((int(change["n"]) for change in changes.values()), default=0)
+    return [*(_change(changes.get(name)) for name in names), Field(f"{count:,}", sort=count)]
+
+
+def _change(change: Mapping[str, float] | None) -> Field:
+    if change is None:
+        return Field("-")
+    value, low, high = change["value"], change["low"], change["high"]
+    kind, verdict = ("better", " better") if low > 0 else ("worse", " worse") if high < 0 else ("", "")
+    return Field(f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}{verdict}", value, kind=kind)
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Scores without repetition, those that everybody knows first."""
+    found = dict.fromkeys(names)
+    return [*(name for name in _SCORES if name in found), *(name for name in found if name not in _SCORES)]
 
 
 def _failures(data: ReportData) -> Grid:
@@ -262,7 +270,7 @@ def _failures(data: ReportData) -> Grid:
     for cell in data.finished:
         rows += [_failure(one, cell, several=several) for one in cell.failures]
     names = ("experiment", "run", "why") if several else ("run", "why")
-    choices = [{"title": name, "name": name, "values": list(dict.fromkeys(row.data[name] for row in rows))} for name in names]
+    choices = [{"title": name, "name": name, "options": list(dict.fromkeys(row.data[name] for row in rows))} for name in names]
     return Grid(columns, rows, choices)
 
 

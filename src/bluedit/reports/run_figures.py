@@ -70,7 +70,7 @@ def _scores(table: Mapping[str, Any], runs: Sequence[Run]) -> Drawing | None:
     names = [name for name in _SCORES if any(name in run["scores"] for run in runs)]
     if not names:
         return None
-    figure = _figure(8.4, 0.9 + 0.27 * len(runs))
+    figure = _figure(11, 1.0 + 0.27 * len(runs))
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     colours = _by_method(runs)
     for axes, name in zip(panels, names, strict=True):
@@ -114,11 +114,13 @@ def _score_against_kl(table: Mapping[str, Any], runs: Sequence[Run]) -> Drawing 
             yerr=[[max(0, score["value"] - score["low"])], [max(0, score["high"] - score["value"])]],
             linestyle="",
             elinewidth=0.9,
+            label=_short(run["label"]),
             **style,
         )
-        axes.annotate(_short(run["label"]), (x, score["value"]), xytext=(5, 4), textcoords="offset points", fontsize=7.5)
     axes.set(xscale="log", xlabel="KL from the unedited model on held-out text, nats per token", ylabel="S, percent")
-    axes.margins(x=0.25)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    _legend(figure, axes, side=True)
     return _drawing(
         "score-against-kl",
         figure,
@@ -134,7 +136,7 @@ def _retention(table: Mapping[str, Any], runs: Sequence[Run]) -> Drawing | None:
     names = [name for name in ("ES", "PS", "NS") if any(name in run["scores"] for run in shown)]
     if not shown or not names:
         return None
-    figure = _figure(8.4, 3.1)
+    figure = _figure(11, 3.5)
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     colours = _by_method(shown)
     for axes, name in zip(panels, names, strict=True):
@@ -192,6 +194,8 @@ def _drift(table: Mapping[str, Any], runs: Sequence[Run]) -> Drawing | None:
         shifted = [layer + (place - (len(shown) - 1) / 2) * width for layer, _ in points]
         axes.plot(shifted, [value for _, value in points], linestyle="", label=_short(run["label"]), **_style(colours, run))
     axes.set(yscale="log", xlabel="layer", ylabel="||D|| / ||W||")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:.2g}" if _narrow(shown) else "")
     axes.set_xticks(sorted(layers))
     axes.set_xlim(min(layers) - 0.6, max(layers) + 0.6)
     _legend(figure, axes, side=True)
@@ -205,6 +209,12 @@ def _drift(table: Mapping[str, Any], runs: Sequence[Run]) -> Drawing | None:
     )
 
 
+def _narrow(runs: Sequence[Run]) -> bool:
+    """Whether drifts are so alike that powers of ten alone would leave the axis without a number."""
+    values = [one["relative_norm"] for run in runs for one in run["drift"].values() if one["relative_norm"] > 0]
+    return bool(values) and max(values) < 8 * min(values)
+
+
 def _remaining(table: Mapping[str, Any], runs: Sequence[Run]) -> Drawing | None:
     shown = [run for run in runs if run.get("remaining")]
     if not shown:
@@ -215,7 +225,8 @@ def _remaining(table: Mapping[str, Any], runs: Sequence[Run]) -> Drawing | None:
     for place, run in enumerate(shown):
         for layer, value in run["remaining"].items():
             axes.plot([100 * value], [place], linestyle="", **_style(colours, run))
-            axes.annotate(f"layer {layer}", (100 * value, place), xytext=(5, 3), textcoords="offset points", fontsize=7)
+            where = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+            axes.annotate(str(layer), (100 * value, place), **where)
     axes.set_yticks(range(len(shown)), [_short(run["label"]) for run in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     highest = max(100 * value for run in shown for value in run["remaining"].values())
@@ -224,7 +235,7 @@ def _remaining(table: Mapping[str, Any], runs: Sequence[Run]) -> Drawing | None:
         "remaining",
         figure,
         "Asked and remaining: what fraction of the change that value optimisation asks for, at its target layer, the written "
-        "weights leave open.",
+        "weights leave open. The numbers are target layers.",
         "Fraction of the asked change left open: "
         + "; ".join(
             f"{run['label']} {', '.join(f'{100 * value:.0f} % at layer {layer}' for layer, value in run['remaining'].items())}"
