@@ -17,6 +17,7 @@ from bluedit.reports.data import CellView, Difference, ReportData, failed_edits
 from bluedit.reports.html import html_report
 from bluedit.reports.markdown import markdown_report
 from bluedit.reports.run_figures import drawings
+from bluedit.reports.seeds import mean_interval, over_seeds
 
 HOSTILE = "</script><img src=https://evil.example/x onerror=alert(1)>\x1b[2J & \"'`${x}` | $\\frac{1}{2}$"
 TAG = {
@@ -151,6 +152,22 @@ def test_scores_failures_and_differences_are_on_it(page: str, data: ReportData) 
     assert "Lyon" in text
     assert "ES +50.0 [+40.0, +60.0]" in text
     assert "\x1b" not in text
+
+
+def test_means_over_seeds_have_students_interval() -> None:
+    """Three seeds with 1, 2, 3: mean 2, standard deviation 1, so half an interval is 4.303 / sqrt(3) = 2.484."""
+    found = mean_interval([1.0, 2.0, 3.0])
+    assert (found["value"], found["n"]) == (2.0, 3)
+    assert (found["low"], found["high"]) == pytest.approx((2 - 2.4843, 2 + 2.4843), abs=1e-4)
+
+    def cell(seed: int, score: float, label: str = "memit, even") -> CellView:
+        one = run("memit-even", "even", score, label)
+        return CellView(f"runs/{seed}", f"seed {seed}", {"runs": [{**one, "protocol": {**TAG, "seed": seed}}]})
+
+    data = ReportData("t", [cell(0, 40), cell(5, 60), cell(0, 10, "alone")], {}, {})
+    (means,) = over_seeds(data)
+    assert (means.label, means.seeds, means.scores["ES"]["value"]) == ("memit, even", [0, 5], 50.0)
+    assert over_seeds(ReportData("t", [cell(0, 40), cell(0, 60)], {}, {})) == [], "one seed twice is something else"
 
 
 def test_figures_are_text_of_the_pages_colour(data: ReportData) -> None:

@@ -99,6 +99,7 @@ class Campaign:
         also what :meth:`~bluedit.experiments.runner.Experiment.run` does.
         """
         clock = self._clock()
+        self.display.overall(clock.over, clock.total, clock.left)
         if self.replace and self.folder.exists():
             writable_target(self.folder, replace=True, kind=EXPERIMENT)
         if self.plan.flat:

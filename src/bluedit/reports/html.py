@@ -16,6 +16,7 @@ from typing import Any
 
 from bluedit.reports.data import CellView, FailedEdit, ReportData
 from bluedit.reports.run_figures import drawings
+from bluedit.reports.seeds import over_seeds
 from bluedit.reports.tables import short
 from bluedit.reports.text import visible
 
@@ -96,6 +97,7 @@ def html_report(data: ReportData) -> str:
         problems=[cell for cell in data.cells if cell.problem],
         with_text=any("text" in run for cell in data.finished for run in cell.runs),
         results=_results(data),
+        seeds=_seeds(data),
         comparisons=_comparisons(data),
         differences=_differences(data),
         cells=cells,
@@ -184,6 +186,18 @@ def _results(data: ReportData) -> Grid:
             scores = [_score(run["scores"].get(name), best[name]) for name in names]
             rows.append(Row([Field(run["label"]), *where, *scores, *(_text(run) if with_text else []), *_costs(run)]))
     return Grid(columns, rows)
+
+
+def _seeds(data: ReportData) -> Grid | None:
+    means = over_seeds(data)
+    names = _ordered(name for one in means for name in one.scores)
+    columns = [Column(name) for name in ("run", "model", "data", "edits", "seeds")]
+    columns += [Column(name, numeric=True) for name in names]
+    rows: list[Row] = []
+    for one in means:
+        head = [Field(text) for text in (one.label, one.model, one.dataset, one.edited, ", ".join(map(str, one.seeds)))]
+        rows.append(Row([*head, *(_plain(one.scores.get(name)) for name in names)]))
+    return Grid(columns, rows) if rows else None
 
 
 def _score(score: Mapping[str, float] | None, best: float | None = None) -> Field:
