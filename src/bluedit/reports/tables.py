@@ -73,8 +73,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     head = [
         f"# {recipe.get('title') or recipe['name']}",
         "",
-        f"{len(first['cases'])} facts of `{recipe['dataset']}` written into `{recipe['model']}` {_way(recipe, first)}. Percent, "
-        "with 95 % intervals over cases; weight drift is the largest ||W_n - W_0|| / ||W_0|| of the changed weights. "
+        f"{len(first['cases'])} facts of `{recipe['dataset']}` written into `{recipe['model']}` {_way(recipe, first)}. "
+        "Percent, with 95 % intervals over cases; weight drift is the largest ||W_n - W_0|| / ||W_0|| of the changed weights. "
         f"{versions}; seed {recipe['seed']}.",
         "",
     ]
