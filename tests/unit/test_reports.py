@@ -172,7 +172,7 @@ def test_means_over_seeds_have_students_interval() -> None:
 
 def test_figures_are_text_of_the_pages_colour(data: ReportData) -> None:
     made = drawings(data.cells[0].table or {})
-    assert [drawing.name for drawing in made] == ["scores", "score-against-kl", "retention", "drift", "remaining"]
+    assert [drawing.name for drawing in made] == ["scores", "retention", "score-against-kl", "drift", "remaining"]
     for drawing in made:
         assert drawing.svg.startswith("<svg")
         assert "currentColor" in drawing.svg

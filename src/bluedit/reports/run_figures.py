@@ -51,8 +51,8 @@ def drawings(table: Mapping[str, Any]) -> list[Drawing]:
         return []
     makers: tuple[Callable[[Mapping[str, Any], Sequence[Run]], Drawing | None], ...] = (
         _scores,
-        _score_against_kl,
         _retention,
+        _score_against_kl,
         _drift,
         _remaining,
     )
@@ -117,9 +117,12 @@ def _score_against_kl(table: Mapping[str, Any], runs: Sequence[Run]) -> Drawing 
             label=_short(run["label"]),
             **style,
         )
-    axes.set(xscale="log", xlabel="KL from the unedited model on held-out text, nats per token", ylabel="S, percent")
+    values = [max(run["text"]["kl"]["value"], 1e-6) for run in runs]
+    scale = "log" if max(values) > 20 * min(values) else "linear"
+    axes.set(xscale=scale, xlabel="KL from the unedited model on held-out text, nats per token", ylabel="S, percent")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
+    if scale == "log":
+        axes.xaxis.set_minor_formatter("")
     _legend(figure, axes, side=True)
     return _drawing(
         "score-against-kl",
