@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 
@@ -58,10 +58,8 @@ _COMPARED = ("ES", "PS", "NS", "S")
 Told = dict[str, dict[str, Any]]
 
 
-class Watch(Protocol):
-    """Is told when a run begins and ends, with the seconds that it took: all of its work, where it was done earlier."""
-
-    def __call__(self, event: Literal["begun", "done", "found", "failed"], run: str, seconds: float) -> object: ...
+Watch = Callable[[str, str, float], object]
+"""Is told of a run that it is `begun`, `done`, `failed`, or `found` (done earlier), its name, and the seconds that it took."""
 
 
 def _unwatched(event: str, run: str, seconds: float) -> None:

@@ -32,7 +32,7 @@ class Clock:
     _failed: set[Key] = field(default_factory=set[Key])
 
     def tell(self, event: str, cell: str, run: str, seconds: float) -> None:
-        """What a :class:`~bluedit.experiments.runner.Watch` is told of a cell's run."""
+        """What a :data:`~bluedit.experiments.runner.Watch` is told of a cell's run."""
         key = (cell, run)
         if event == "begun":
             self._begun[key] = self.now()

@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -50,7 +50,7 @@ class Task(BaseModel):
     options: Options = Options()
 
 
-def run_cell(task: Task, tell: Any) -> None:
+def run_cell(task: Task, tell: Callable[[str, Any], object]) -> None:
     """Run a cell; `tell` is called with the name of a message and what it says."""
     import torch
 
@@ -58,6 +58,9 @@ def run_cell(task: Task, tell: Any) -> None:
     from bluedit.errors import BlueditWarning
     from bluedit.experiments.runner import Experiment
     from bluedit.models import load_model
+
+    def progress(task: str, advance: int, total: int | None) -> None:
+        tell("progress", (task, advance, total))
 
     options = task.options
     if options.threads is not None:
@@ -75,10 +78,10 @@ def run_cell(task: Task, tell: Any) -> None:
             dtype=task.recipe.dtype,
             module_map=options.module_map,
             trust_remote_code=options.trust_remote_code,
-            progress=lambda *what: tell("progress", what),
+            progress=progress,
         )
         experiment = Experiment(task.recipe, model, task.folder)
-        experiment.run(lambda *what: tell("progress", what), lambda *what: tell("watch", what))
+        experiment.run(progress, lambda event, run, seconds: tell("watch", (event, run, seconds)))
     for line in told_together(caught):
         tell("warning", line)
 

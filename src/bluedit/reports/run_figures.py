@@ -228,7 +228,7 @@ def _remaining(table: Mapping[str, Any], runs: Sequence[Run]) -> Drawing | None:
     for place, run in enumerate(shown):
         for layer, value in run["remaining"].items():
             axes.plot([100 * value], [place], linestyle="", **_style(colours, run))
-            where = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+            where: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7}
             axes.annotate(str(layer), (100 * value, place), **where)
     axes.set_yticks(range(len(shown)), [_short(run["label"]) for run in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -298,7 +298,7 @@ def _short(label: str, limit: int = 34) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 8.5,
     "axes.titlesize": 8.5,

@@ -44,7 +44,7 @@ def mean_interval(values: Sequence[float]) -> dict[str, float]:
 
 def over_seeds(data: ReportData) -> list[SeedMeans]:
     """The runs that were done with several seeds: same label, model, data and protocol."""
-    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str, str, str], list[Mapping[str, Any]]] = {}
     for cell in data.finished:
         for run in cell.runs:
             tag, edit = run["protocol"], run["protocol"]["edit"]
