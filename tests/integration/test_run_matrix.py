@@ -18,12 +18,13 @@ from command_line import Run
 
 from bluedit.editors.closed_form import loop
 from bluedit.errors import NumericsError, RecipeError
-from bluedit.experiments import Experiment, measuring, read_plan, read_recipe
+from bluedit.experiments import Experiment, jobs, measuring, read_plan, read_recipe
 from bluedit.experiments.campaign import Campaign
-from bluedit.experiments.jobs import Message, run_tasks
+from bluedit.experiments.jobs import Message, automatic_jobs, run_tasks
 from bluedit.experiments.measuring import continuations
 from bluedit.experiments.worker import Options, Task
 from bluedit.models import EditableModel
+from bluedit.models.memory import machine
 from bluedit.results import MatrixTable, Table
 from bluedit.storage.documents import read_document
 from bluedit.storage.resumable import Journal
@@ -203,6 +204,16 @@ def test_wrong_options_are_refused_before_anything_is_loaded(run: Run, recipe: A
     ):
         ended = run(*arguments)
         assert (ended.code, bool(re.search(problem, ended.stderr))) == (2, True), ended.stderr
+
+
+def test_as_many_processes_as_cores_and_memory_allow(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = read_plan(recipe("seeds = [0, 1, 2]", "memit", "rect")).cells
+    monkeypatch.setattr(jobs, "cores", lambda: 8)
+    assert automatic_jobs(cells, 1, "cpu") == 3, "no more than there are cells"
+    assert automatic_jobs(cells, 4, "cpu") == 2
+    assert automatic_jobs(cells, 9, "cpu") == 1
+    monkeypatch.setattr(machine, "memory_of", lambda _: machine.Memory("main memory", 2**31, 1400 * 2**20))
+    assert automatic_jobs(cells, 1, "cpu") == 2, "600 MiB each, and a little for a tiny model"
 
 
 def test_what_a_model_says_comes_without_the_prompt(tiny_gpt2: EditableModel) -> None:
