@@ -13,7 +13,7 @@ from bluedit.editing import plan_edit
 from bluedit.editors.closed_form.optimizer import Values
 from bluedit.edits import applied_patches
 from bluedit.evaluation.scoring import tally
-from bluedit.experiments import Experiment, read_recipe, runner
+from bluedit.experiments import Experiment, measuring, read_recipe
 from bluedit.experiments.sharing import SharedValues, edited_layers
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
@@ -51,7 +51,7 @@ def test_a_comparison_is_of_runs_with_one_note_and_blue_comes_first(
         applied.append(len(applied_patches(model)))
         return tally([(case.fact.id, {"ES": (float(place < right),)}) for place, case in enumerate(cases)])
 
-    monkeypatch.setattr(runner, "score_cases", score)
+    monkeypatch.setattr(measuring, "score_cases", score)
     table = Experiment(read_recipe(path), tiny_gpt2, tmp_path / "out").run()
     assert applied == [0, 2, 2, 2], "runs are scored with both of their batches in the model"
     (pair,) = table["blue_against_own"]

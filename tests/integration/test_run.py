@@ -14,7 +14,7 @@ import pytest
 from bluedit.editors.closed_form import loop
 from bluedit.edits import Patch
 from bluedit.errors import RecipeError
-from bluedit.experiments import Experiment, read_recipe, runner
+from bluedit.experiments import Experiment, measuring, read_recipe, runner, sequence
 from bluedit.models import EditableModel
 from bluedit.sessions import session as session_module
 from bluedit.storage import tensors as storage_tensors
@@ -108,9 +108,10 @@ STOPS = {
     "editing a batch": (loop, "edit_batch", (3, 8)),
     "saving a session": (session_module, "write_session", (1, 5)),
     "writing a file": (storage_tensors, "atomic_file", (2, 8)),
-    "scoring": (runner, "score_cases", (3,)),
-    "writing a result": (runner, "_write", (1, 4)),
-    "clearing up": (runner, "discard", (1,)),
+    "scoring": (measuring, "score_cases", (3,)),
+    "writing a claim": (runner, "write_object", (2,)),
+    "writing a result": (sequence, "write_object", (2,)),
+    "clearing up": (sequence, "discard", (1,)),
 }
 
 

@@ -22,7 +22,7 @@ from test_run import experiment, recipe_file  # noqa: F401 (fixtures)
 
 from bluedit.edits import Patch
 from bluedit.evaluation.scoring import compare, tally
-from bluedit.experiments import runner
+from bluedit.experiments import measuring
 from bluedit.reports.tables import comparisons, markdown, rows
 from bluedit.storage.documents import read_document
 
@@ -99,7 +99,7 @@ def test_run_keeps_what_was_scored_and_tells_first_from_latest(
         calls.append(cases)
         return tally([(case.fact.id, {"ES": (value,)}) for case, value in zip(cases, made_up, strict=True)])
 
-    monkeypatch.setattr(runner, "score_cases", score)
+    monkeypatch.setattr(measuring, "score_cases", score)
     table = experiment(tmp_path / "out").run()
     assert len(calls) == 1 + len(table["runs"]), "the unedited model, and each run"
     for run in table["runs"]:

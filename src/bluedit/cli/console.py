@@ -24,7 +24,7 @@ from bluedit.reports.text import UNSAFE, visible
 if TYPE_CHECKING:
     from bluedit.results import Record
 
-__all__ = ["PIPE_WIDTH", "Bars", "Table", "bars", "emit", "hush", "load", "say", "score_table", "show", "warn"]
+__all__ = ["PIPE_WIDTH", "Bars", "Lane", "Table", "bars", "emit", "hush", "load", "say", "score_table", "show", "warn"]
 
 PIPE_WIDTH = 140
 """A table in a file or a pipe should not be folded at the width of a terminal that is not there."""
@@ -84,6 +84,16 @@ class _Rate(TextColumn):
         return Text("" if speed is None else f"{speed:.1f}/s", style="dim")
 
 
+class _Left(TextColumn):
+    """What a task says of the time that is left."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Any) -> Text:
+        return Text(visible(task.fields.get("left", "")), style="dim")
+
+
 class _Count(MofNCompleteColumn):
     """How much is done, of how much; nothing where neither is counted."""
 
@@ -129,6 +139,7 @@ class Bars:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._under_way: list[TaskID] = []
+        self._whole: TaskID | None = None
 
     def __call__(self, task: str, advance: int, total: int | None) -> None:
         found = next((place for place, one in enumerate(self._under_way) if self._task(one).description == task), None)
@@ -142,6 +153,16 @@ class Bars:
             self._remove_last()
         self._progress.update(self._under_way[found], advance=advance, total=total)
 
+    def whole(self, task: str, done: int, total: int, left: str) -> None:
+        """One bar for all there is to do, next to those of its parts, with the time that is left."""
+        if self._whole is None:
+            self._whole = self._progress.add_task(task, total=total)
+        self._progress.update(self._whole, completed=done, total=total, left=left)
+
+    def lane(self, name: str) -> Lane:
+        """One line for work that goes on beside other work."""
+        return Lane(self._progress, name)
+
     def _task(self, number: TaskID) -> Task:
         return next(task for task in self._progress.tasks if task.id == number)
 
@@ -151,6 +172,36 @@ class Bars:
 
     def _remove_last(self) -> None:
         self._progress.remove_task(self._under_way.pop())
+
+
+class Lane:
+    """One line that shows the outermost of nested tasks, under a name; for several that go on side by side."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress = progress
+        self._name = name
+        self._tasks: list[tuple[str, int, int | None]] = []
+        self._line: TaskID | None = None
+
+    def __call__(self, task: str, advance: int, total: int | None) -> None:
+        place = next((place for place, one in enumerate(self._tasks) if one[0] == task), None)
+        if place is None:
+            while self._tasks and (self._tasks[-1][2] is None or self._tasks[-1][1] >= (self._tasks[-1][2] or 0)):
+                self._tasks.pop()
+            self._tasks.append((task, advance, total))
+        else:
+            del self._tasks[place + 1 :]
+            self._tasks[place] = (task, self._tasks[place][1] + advance, total)
+        name, done, of = self._tasks[0]
+        if self._line is None:
+            self._line = self._progress.add_task("", total=of)
+        self._progress.update(self._line, description=f"{self._name}: {name}", completed=done, total=of)
+
+    def end(self) -> None:
+        """Remove the line."""
+        if self._line is not None:
+            self._progress.remove_task(self._line)
+            self._line = None
 
 
 @contextlib.contextmanager
@@ -167,7 +218,7 @@ def bars(beginning: str | None = None) -> Generator[Bars]:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    columns = (SpinnerColumn(), _Name(), BarColumn(), _Count(), _Rate(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), _Name(), BarColumn(), _Count(), _Rate(), TimeElapsedColumn(), _Left())
     caught: list[Warning] = []
     try:
         with (

@@ -19,7 +19,23 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from bluedit.cli import demo, doctor, edit, evaluate, get, known, log, patch, patch_facts, run, session, stats, trace, tune
+from bluedit.cli import (
+    demo,
+    doctor,
+    edit,
+    evaluate,
+    get,
+    known,
+    log,
+    patch,
+    patch_facts,
+    report,
+    run,
+    session,
+    stats,
+    trace,
+    tune,
+)
 from bluedit.version import __version__
 
 __all__ = ["app", "main"]
@@ -54,6 +70,7 @@ app.command("edit")(edit.edit)
 app.command("evaluate")(evaluate.evaluate)
 app.command("get")(get.get)
 app.command("run")(run.run)
+app.command("report")(report.report)
 app.command("stats")(stats.stats)
 app.command("trace")(trace.trace)
 app.command("tune")(tune.tune)

@@ -16,30 +16,35 @@
     settings = { lambda = 300 }
 
 What a run leaves out is looked up as :func:`bluedit.edit` does: the method's own strategy, the model's known layers and
-settings.
+settings. Lists (`models`, `datasets`, `protocols`, `seeds`, `methods`, `strategies`) make a recipe a matrix of such
+experiments; see :mod:`bluedit.experiments.matrix`.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from bluedit.editors.layers import parse_layers
-from bluedit.errors import RecipeError, SettingsError, did_you_mean, shortened
+from bluedit.errors import RecipeError, did_you_mean, shortened
 from bluedit.methods import Editor, find_method
-from bluedit.storage.parsing import is_file, parse_toml, read_text
+from bluedit.storage.parsing import is_file
 from bluedit.strategies import find_strategy
 
-__all__ = ["TEXT_KEYS", "Recipe", "Run", "find_recipe", "read_recipe"]
+__all__ = ["TEXT_KEYS", "Count", "Protocol", "Recipe", "Run", "Text", "find_recipe", "recipe_problem"]
 
 _FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 """Where recipes lie in an installed package, and in a checkout."""
 
 Text = Annotated[str, Field(pattern=r"\S")]
 Count = Annotated[int, Field(ge=1)]
+
+
+Protocol = Literal["single", "batch", "sequential-batch"]
+"""Each fact alone, scored and undone; all facts at once; or in batches, scored after the last."""
 
 
 def _layers(value: Any) -> Any:
@@ -97,7 +102,37 @@ class Recipe(BaseModel):
     """The number of documents to skip at the beginning of the text, which the corpus may have used."""
     text_tokens: Count | None = None
     """How many tokens of it are predicted; 10,000 when left out."""
+    protocol: Protocol | None = None
+    """Left out: `sequential-batch` with a batch size, `batch` without."""
+    evaluate_every: Count | None = None
+    """Score also after every so many batches of a sequence."""
+    threads: Count | None = None
+    """Threads that the experiment computes with, which is what its last bits depend on; the machine's cores when left out."""
     runs: Annotated[tuple[Run, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if self.kind == "sequential-batch" and self.batch_size is None:
+            raise ValueError("a sequence of batches needs batch_size, the facts of one batch")
+        if self.kind != "sequential-batch" and (self.batch_size, self.evaluate_every) != (None, None):
+            given = "batch_size" if self.batch_size is not None else "evaluate_every"
+            raise ValueError(f"{given} is for a sequence of batches; the protocol here is {self.kind}: remove one of them")
+        if self.kind == "single" and self.text is not None:
+            raise ValueError(
+                "held-out text is read after a sequence, not after every single fact; remove text, or the protocol"
+            )
+        return self
+
+    @property
+    def kind(self) -> Protocol:
+        """The protocol, also where it is not named."""
+        return self.protocol or ("batch" if self.batch_size is None else "sequential-batch")
+
+    def claim(self) -> dict[str, Any]:
+        """All that results depend on. Keys that came later count only where they are set: folders were claimed without them."""
+        text = TEXT_KEYS if self.text is None else frozenset[str]()
+        later = {name for name in ("protocol", "evaluate_every", "threads") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude={"title", *text, *later})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,26 +165,7 @@ def find_recipe(name: str) -> Path:
     return shipped[wanted]
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
-
-    **Raises** :class:`~bluedit.errors.RecipeError` with one line per problem.
-    """
-    try:
-        document = parse_toml(read_text(path))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}") from error
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        raise RecipeError("\n".join(f"{path}: {_problem(one)}" for one in error.errors())) from error
-    except SettingsError as error:
-        raise RecipeError(f"{path}: {error}") from error
-
-
-def _problem(error: Any) -> str:
+def recipe_problem(error: Any) -> str:
+    """One problem that was found in a recipe, with its place: `runs[2].layers`, counted from 1."""
     place = re.sub(r"\.(\d+)", lambda match: f"[{int(match[1]) + 1}]", ".".join(map(str, error["loc"])))
-    if error["type"] == "extra_forbidden":
-        fields = Run.model_fields if place.startswith("runs") else Recipe.model_fields
-        return f"{place}: {did_you_mean(str(error['loc'][-1]), fields, what='key')}"
-    return f"{place}: {error['msg'].removeprefix('Value error, ')}" if place else error["msg"]
+    return f"{place}: {error['msg'].removeprefix('Value error, ')}" if place else error["msg"].removeprefix("Value error, ")

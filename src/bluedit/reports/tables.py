@@ -73,9 +73,9 @@ def markdown(document: Mapping[str, Any]) -> str:
     head = [
         f"# {recipe.get('title') or recipe['name']}",
         "",
-        f"{len(first['cases'])} facts of `{recipe['dataset']}` written into `{recipe['model']}` in batches of "
-        f"{first['edit']['batch_size']}, scored after the last batch. Percent, with 95 % intervals over cases; weight drift is "
-        f"the largest ||W_n - W_0|| / ||W_0|| of the changed weights. {versions}; seed {recipe['seed']}.",
+        f"{len(first['cases'])} facts of `{recipe['dataset']}` written into `{recipe['model']}` {_way(recipe, first)}. "
+        "Percent, with 95 % intervals over cases; weight drift is the largest ||W_n - W_0|| / ||W_0|| of the changed weights. "
+        f"{versions}; seed {recipe['seed']}.",
         "",
     ]
     if "text" in document["before"]:
@@ -93,7 +93,21 @@ def markdown(document: Mapping[str, Any]) -> str:
         + ", ".join(f"{name} {short(value)}" for name, value in run["settings"].items())
         for run in document["runs"]
     ]
-    return visible("\n".join([*head, *table, *(tail if differences else []), "", "Settings:", "", *settings, ""]))
+    return visible(
+        "\n".join([*head, *table, *(tail if differences else []), "", "Settings:", "", *settings, *_failed(document), ""])
+    )
+
+
+def _failed(document: Mapping[str, Any]) -> list[str]:
+    lines = [f"- {run['label']}: {' '.join(run['message'].split())}" for run in document.get("failed", ())]
+    return ["", "Failed:", "", *lines] if lines else []
+
+
+def _way(recipe: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """How facts were edited, and when they were scored."""
+    if recipe.get("protocol") == "single":
+        return "one at a time, each scored and undone before the next"
+    return f"in batches of {protocol['edit']['batch_size']}, scored after the last batch"
 
 
 def short(value: Any) -> str:

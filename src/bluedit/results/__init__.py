@@ -6,6 +6,38 @@ with `--json`.
 :mod:`~bluedit.results.schema` makes a JSON schema of all that. Nothing heavy is imported here.
 """
 
-from bluedit.results.records import Before, Comparison, EditTag, Interval, ProtocolTag, Record, RunResult, RunSummary, Table
+from bluedit.results.records import (
+    Along,
+    Before,
+    CaseRecord,
+    CellResult,
+    Comparison,
+    EditTag,
+    Failure,
+    Interval,
+    MatrixTable,
+    ProtocolTag,
+    Record,
+    RunResult,
+    RunSummary,
+    Table,
+    Told,
+)
 
-__all__ = ["Before", "Comparison", "EditTag", "Interval", "ProtocolTag", "Record", "RunResult", "RunSummary", "Table"]
+__all__ = [
+    "Along",
+    "Before",
+    "CaseRecord",
+    "CellResult",
+    "Comparison",
+    "EditTag",
+    "Failure",
+    "Interval",
+    "MatrixTable",
+    "ProtocolTag",
+    "Record",
+    "RunResult",
+    "RunSummary",
+    "Table",
+    "Told",
+]

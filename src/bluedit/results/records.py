@@ -12,11 +12,16 @@ from bluedit.errors import DamagedFileError
 from bluedit.storage.parsing import validation_problem
 
 __all__ = [
+    "Along",
     "Before",
+    "CaseRecord",
+    "CellResult",
     "Comparison",
     "Drift",
     "EditTag",
+    "Failure",
     "Interval",
+    "MatrixTable",
     "Outcomes",
     "ProtocolTag",
     "Record",
@@ -26,6 +31,7 @@ __all__ = [
     "Seconds",
     "Table",
     "TextResult",
+    "Told",
 ]
 
 
@@ -174,6 +180,22 @@ class Outcomes(Record):
         return {name: tuple(values) for name, values in self.__pydantic_extra__.items()}
 
 
+class Along(Record):
+    """A model on the way through a sequence of batches, as it would be if the sequence ended there.
+
+    - `batches`, `facts`: how many were edited by then.
+    - `scores`: of all of these facts; `first`: of the first batch; `latest`: of the last one so far.
+    - `text`: on held-out text, where the recipe names some.
+    """
+
+    batches: int
+    facts: int
+    scores: Scores
+    first: Scores
+    latest: Scores
+    text: TextResult | None = None
+
+
 class RunSummary(Record):
     """One run, as `table.json` lists it.
 
@@ -182,8 +204,11 @@ class RunSummary(Record):
     - `text`: on held-out text, where the recipe names some.
     - `retention`: the scores of the `first`, the `middle` and the `latest` batch, after the whole sequence.
     - `drift`: by weight; `null_space_rank`: by weight, AlphaEdit only.
+    - `along`: with evaluate_every, the scores along the sequence.
     - `mean_evaluations`: by target layer, how often a fact's loss was evaluated; `remaining`: what fraction of what was
       asked for the written weights leave open, over all facts.
+
+    Of single facts drift, evaluations and what remains are means over them, and there is no `retention`.
     """
 
     name: str
@@ -196,6 +221,7 @@ class RunSummary(Record):
     scores: Scores
     text: TextResult | None = None
     retention: dict[str, Scores]
+    along: list[Along] = []
     drift: dict[str, Drift]
     null_space_rank: dict[str, int]
     mean_evaluations: dict[str, float]
@@ -229,10 +255,21 @@ class Comparison(Record):
     difference: Scores
 
 
+class Failure(Record):
+    """A run that did not come to its end: its folder, its label, and why. `kind`: the name of the exception."""
+
+    name: str
+    label: str
+    message: str
+    kind: str
+
+
 class Table(Record):
     """`table.json`, and what `bluedit run --json` prints: all runs of an experiment side by side.
 
     - `recipe`: as it was understood.
+    - `failed`: runs that did not come to their end; they are tried again by the same command.
+    - `versions`: of the software, and the platform.
     """
 
     recipe: dict[str, Any]
@@ -240,3 +277,63 @@ class Table(Record):
     before: Before
     runs: list[RunSummary]
     blue_against_own: list[Comparison]
+    failed: list[Failure] = []
+    versions: dict[str, str] = {}
+
+
+class CellResult(Record):
+    """One combination of a matrix: where its results are, and what they are.
+
+    - `name`: its folder; `label`: for people.
+    - `status`: `done`, `failed` (with a `message`; `table` has the runs that succeeded, if any), or `open`.
+    """
+
+    name: str
+    label: str
+    status: str
+    recipe: dict[str, Any]
+    message: str | None = None
+    table: Table | None = None
+
+
+class MatrixTable(Record):
+    """`matrix.json`, and what `bluedit run --json` prints of a recipe with lists.
+
+    - `recipe`: as it was written.
+    """
+
+    name: str
+    title: str
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    cells: list[CellResult]
+
+
+class Told(Record):
+    """What a model made of a case: by score the outcome of each prompt, in [0, 1], and what it says after the prompt.
+
+    - `says`: the greedy continuation of the prompt that was edited, its first tokens.
+    """
+
+    outcomes: dict[str, list[float]]
+    says: str | None = None
+
+
+class CaseRecord(Record):
+    """One line of `NAME/records.jsonl`: a case, before it was edited and after the run.
+
+    - `batch`: the batch it was edited in, from 1.
+    - `target`: what was edited in; `true_target`: what held before.
+    """
+
+    id: str
+    batch: int
+    subject: str
+    prompt: str
+    target: str
+    true_target: str | None
+    paraphrases: list[str]
+    neighborhood: list[str]
+    neighborhood_target: str | None
+    before: Told
+    after: Told

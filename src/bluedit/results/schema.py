@@ -24,6 +24,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "bluedit evaluate": commands.EvaluateResult,
     "bluedit get": commands.GetResult,
     "bluedit run": records.Table,
+    "bluedit run --json, of a matrix": records.MatrixTable,
     "bluedit stats": commands.StatsResult,
     "bluedit trace": commands.TraceResult,
     "bluedit tune": commands.TuneResult,
@@ -46,6 +47,8 @@ DOCUMENTS: dict[str, type[Record]] = {
     "table.json": records.Table,
     "before.json": records.Before,
     "NAME/result.json": records.RunResult,
+    "NAME/records.jsonl, a line": records.CaseRecord,
+    "matrix.json": records.MatrixTable,
 }
 """What a command prints with `--json`, and what an experiment's files hold."""
 
