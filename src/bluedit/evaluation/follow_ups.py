@@ -132,13 +132,14 @@ def _counts(case: Case, follow_up: FollowUp, now: Writings, unedited: Writings) 
 
 def _holds(question: Question, how: Match, written: Writings) -> bool:
     text = written[f"{how}:{question.prompt}", 0].text
-    return all(matches(text, names, how) for names in question.answers)
+    # That a text must not repeat itself is a rule of WILD's, and of none of these data sets.
+    return all(matches(text, names, how, repeating=True) for names in question.answers)
 
 
 def _overlaps(follow_up: FollowUp, now: Writings) -> Iterator[tuple[str, float]]:
     """BLEU and ROUGE of one long answer; of a short one, ROUGE-L."""
     (question,) = follow_up.questions
-    answer, text = question.answers[0][0], now[f"overlap:{question.prompt}", 0].text
+    answer, text = question.answers[0][0], now[f"overlap:{question.prompt}", 0].text.strip()
     reference, said = words(answer), words(text)
     values = {"ROUGE-L": rouge_l_recall(reference, said)}
     if follow_up.name != "sub_question":

@@ -1,7 +1,7 @@
 """When a generated text answers a question: normalised matches (SQuAD's normalisation, as in WILD, arXiv 2502.11177).
 
 A text and a name are normalised alike: lower case, no punctuation, no articles, single spaces. The name then has to be the
-whole text (`exact`), its first words (`start`), or words somewhere in it (`contains`). A text that repeats itself is wrong.
+whole text (`exact`), its first words (`start`), or words somewhere in it (`contains`). In WILD a text that repeats itself is wrong.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def normalised(text: str) -> str:
     return words or " ".join(kept.split()) or lower.strip()
 
 
-def matches(text: str, names: Iterable[str], how: Match) -> bool:
+def matches(text: str, names: Iterable[str], how: Match, *, repeating: bool = False) -> bool:
     """Whether a generated text is one of the names, begins with it, or holds it, all of them normalised.
 
-    A text that repeats itself answers nothing, unless it is the name that does.
+    A text that repeats itself answers nothing, unless it is the name that does, or it may be `repeating`.
     """
     said = normalised(text)
     wanted = [normalised(name) for name in names]
     if how == "exact":
         return said in wanted
     found = [name for name in wanted if _at_start(said, name) or (how == "contains" and _inside(said, name))]
-    return any(repeats(name) or not repeats(said) for name in found)
+    return any(repeating or repeats(name) or not repeats(said) for name in found)
 
 
 def repeats(text: str) -> bool:

@@ -206,7 +206,7 @@ def _follow_up_outcomes(
     kept = case.neighborhood_target
     local = [(prompt, kept) for prompt in case.neighborhood] if kept else []
     if unedited is not None:
-        found["locality"] = [_unchanged(answers[query], unedited[query]) for query in local]
+        found["locality"] = [one for query in local for one in _unchanged(answers[query], unedited[query])]
     for follow_up, question in _forced(case):
         # A query holds one thing to be named; its best name counts.
         best = max(float(np.mean(answers[query].correct)) for query in _named(question))
@@ -220,13 +220,15 @@ def _follow_up_outcomes(
         if unedited is not None:
             query = _named(question)[0]
             for name in ("locality", follow_up.name):
-                found.setdefault(name, []).append(_unchanged(answers[query], unedited[query]))
+                found.setdefault(name, []).extend(_unchanged(answers[query], unedited[query]))
     return {name: tuple(values) for name, values in found.items()}
 
 
-def _unchanged(now: Answer, before: Answer) -> float:
-    """The fraction of an answer's tokens at which the argmax is what it was."""
-    return float(np.mean([one == other for one, other in zip(now.argmax, before.argmax, strict=True)]))
+def _unchanged(now: Answer, before: Answer) -> list[float]:
+    """The fraction of an answer's tokens at which the argmax is what it was; nothing where a respondent does not tell it."""
+    if not (now.argmax and before.argmax):
+        return []
+    return [float(np.mean([one == other for one, other in zip(now.argmax, before.argmax, strict=True)]))]
 
 
 def _harmonic(cases: Sequence[Mapping[str, tuple[float, ...]]]) -> Estimate | None:
