@@ -128,7 +128,7 @@ def evaluate(
         if loaded:
             _compare_prompts(patch, loaded, editable)
         measures = _measures(editable, questions, asked, generate, references, examples, seed)
-        told = {"dataset": dataset, "patch": loaded, "seed": seed, "fingerprint": editable.fingerprint()}
+        told: dict[str, Any] = {"dataset": dataset, "patch": loaded, "seed": seed, "fingerprint": editable.fingerprint()}
         tags = [protocol(editable, questions, **told, measured=one.tag, skipped=len(skipped or ())) for one in measures]
         started = time.monotonic()
         measured, compared = measure_beside(

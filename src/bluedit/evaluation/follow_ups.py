@@ -130,10 +130,11 @@ def _counts(case: Case, follow_up: FollowUp, now: Writings, unedited: Writings) 
     return took and all(_holds(one, follow_up.scoring, unedited) for one in follow_up.conditions)
 
 
-def _holds(question: Question, how: Match, written: Writings) -> bool:
+def _holds(question: Question, how: str, written: Writings) -> bool:
     text = written[f"{how}:{question.prompt}", 0].text
+    match: Match = "start" if how == "start" else "contains"
     # That a text must not repeat itself is a rule of WILD's, and of none of these data sets.
-    return all(matches(text, names, how, repeating=True) for names in question.answers)
+    return all(matches(text, names, match, repeating=True) for names in question.answers)
 
 
 def _overlaps(follow_up: FollowUp, now: Writings) -> Iterator[tuple[str, float]]:

@@ -1,7 +1,8 @@
 """When a generated text answers a question: normalised matches (SQuAD's normalisation, as in WILD, arXiv 2502.11177).
 
 A text and a name are normalised alike: lower case, no punctuation, no articles, single spaces. The name then has to be the
-whole text (`exact`), its first words (`start`), or words somewhere in it (`contains`). In WILD a text that repeats itself is wrong.
+whole text (`exact`), its first words (`start`), or words somewhere in it (`contains`). In WILD a text that repeats itself is
+wrong.
 """
 
 from __future__ import annotations
