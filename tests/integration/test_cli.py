@@ -85,7 +85,8 @@ def test_edit_and_evaluate_every_kind_of_file(
 
     scores = run("evaluate", "--model", saved_tiny_gpt2, "--dataset", tmp_path / name, "--patch", tmp_path / "patch", "--json")
     found = scores.document["scores"]
-    assert set(found) == ({"ES", "PS", "NS", "S", "EA", "PA", "NA"} if "counterfact" in name else {"ES", "PS", "EA", "PA"})
+    all_there = {"ES", "PS", "NS", "S", "EA", "PA", "NA", "locality"}
+    assert set(found) == (all_there if "counterfact" in name else {"ES", "PS", "EA", "PA"})
     for estimate in found.values():
         assert set(estimate) == {"value", "low", "high", "n"}
         assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 100
