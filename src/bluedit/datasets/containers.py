@@ -138,8 +138,8 @@ def _rows(source: str) -> Iterator[str | Row]:
             return
         content = beginning + file.read(_LARGEST + 1 - len(beginning))  # not its size: that of a pipe or a device is 0
         if len(content) > _LARGEST:
-            mend = "write it as JSON Lines, which may be of any size" if container == "json" else "cut it into several files"
-            raise DatasetError(source, [f"is larger than {_LARGEST >> 20:,} MiB; {mend}"])
+            fix = "write it as JSON Lines, which may be of any size" if container == "json" else "cut it into several files"
+            raise DatasetError(source, [f"is larger than {_LARGEST >> 20:,} MiB; {fix}"])
         text = _decoded(source, content)
         if not text.strip():
             raise DatasetError(source, [_EMPTY])
