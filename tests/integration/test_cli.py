@@ -85,7 +85,8 @@ def test_edit_and_evaluate_every_kind_of_file(
 
     scores = run("evaluate", "--model", saved_tiny_gpt2, "--dataset", tmp_path / name, "--patch", tmp_path / "patch", "--json")
     found = scores.document["scores"]
-    assert set(found) == ({"ES", "PS", "NS", "S", "EA", "PA", "NA"} if "counterfact" in name else {"ES", "PS", "EA", "PA"})
+    all_there = {"ES", "PS", "NS", "S", "EA", "PA", "NA", "locality"}
+    assert set(found) == (all_there if "counterfact" in name else {"ES", "PS", "EA", "PA"})
     for estimate in found.values():
         assert set(estimate) == {"value", "low", "high", "n"}
         assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 100
@@ -215,6 +216,8 @@ def test_evaluate_scores_the_patched_model(run: Run, facts: Path, saved_tiny_gpt
     common = ("evaluate", "--dataset", facts, "--cases", "--json", "--model")
     patched = run(*common, saved_tiny_gpt2, "--patch", patch).document
     checkpoint = run(*common, tmp_path / "patched").document
+    for scores in (patched["scores"], *(case["outcomes"] for case in patched["cases"])):
+        assert scores.pop("locality"), "that against the unedited model is not known of a checkpoint"
     assert patched["cases"] == checkpoint["cases"]
     assert patched["scores"] == checkpoint["scores"]
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bluedit.datasets
-from bluedit.datasets import Case, read_cases, read_dataset
+from bluedit.datasets import Case, FollowUp, Question, read_cases, read_dataset
+from bluedit.datasets.registry import SCHEMAS
 from bluedit.errors import DatasetError, InputError
 from bluedit.facts import Fact, conflicts
 
@@ -131,7 +132,8 @@ def _with(record: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def test_exports() -> None:
-    assert bluedit.datasets.__all__ == ["Case", "World", "read_cases", "read_dataset", "read_known"]
+    expected = ["Case", "FollowUp", "Question", "World", "fingerprint", "read_cases", "read_dataset", "read_known"]
+    assert bluedit.datasets.__all__ == expected
     assert all(hasattr(bluedit.datasets, name) for name in bluedit.datasets.__all__)
 
 
@@ -245,8 +247,9 @@ class TestZsre:
     def test_portability_is_kept_only_where_it_was_written_for_the_target(self, write: Write) -> None:
         asked = {**ZSRE, "portability": {"New Question": "Who founded it?", "New Answer": "Pinault"}}
         other, same = read_cases(write("cases.json", [asked, {**asked, "alt": "Kering"}]))
-        assert other.extra == {}
-        assert same.extra == {"portability_question": "Who founded it?", "portability_answer": "Pinault"}
+        assert other.follow_ups == ()
+        question = Question("Who founded it?", (("Pinault",),))
+        assert same.follow_ups == (FollowUp(name="portability", questions=(question,), scoring="tokens"),)
 
     @pytest.mark.parametrize(
         ("key", "value", "problem"),
@@ -483,13 +486,13 @@ class TestEdits:
         (
             "other.json",
             '[{"question": "x", "answer": "y"}]',
-            "looks like none of counterfact, counterfact-flat, zsre, edits: found the keys answer, question; "
+            f"looks like none of {', '.join(SCHEMAS)}: found the keys answer, question; "
             "expected for `edits`: prompt, subject, target.",
         ),
         (
             "typo.csv",
             "promt,subject,target\n{},a,b\n",
-            "looks like none of counterfact, counterfact-flat, zsre, edits: found the keys promt, subject, target; "
+            f"looks like none of {', '.join(SCHEMAS)}: found the keys promt, subject, target; "
             "expected for `edits`: prompt, subject, target. Is 'promt' meant to be 'prompt'?",
         ),
     ],
@@ -503,7 +506,7 @@ def test_unrecognised_and_malformed_rows_are_both_reported(write: Write) -> None
     said = _problems(write("edits.jsonl", '{"a": 1}\n{'))
     assert [problem.split(":")[0] for problem in said] == [
         "row 2 (line 2)",
-        "looks like none of counterfact, counterfact-flat, zsre, edits",
+        f"looks like none of {', '.join(SCHEMAS)}",
     ]
 
 

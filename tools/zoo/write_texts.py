@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bluedit.models import EditableModel, load_model
 from bluedit.models.embedded import TEXTS
-from bluedit.models.generation import generate
+from bluedit.models.openings import write_openings
 from bluedit.storage.files import atomic_file
 
 __all__ = ["write_texts"]
@@ -37,7 +37,7 @@ _OPENINGS = (
 def write_texts(model: EditableModel, count: int, tokens: int, seed: int) -> list[str]:
     """Texts of up to `tokens` tokens after their openings, which take turns."""
     openings = [_OPENINGS[number % len(_OPENINGS)] for number in range(count)]
-    return generate(model, openings, max_new_tokens=tokens, top_k=100, seed=seed, plain=True, batch_size=count)
+    return write_openings(model, openings, max_new_tokens=tokens, top_k=100, seed=seed, batch_size=count)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -213,7 +213,7 @@ def _read_facts(path: Path, limit: int | None, on_conflict: Literal["error", "la
 
     try:
         cases = read_cases(path, limit=limit, on_conflict=on_conflict)
-        return check_facts((case.fact for case in cases), on_conflict=on_conflict)
+        return check_facts((fact for case in cases for fact in case.facts), on_conflict=on_conflict)
     except FactError as error:
         raise DatasetError(str(path), [str(error)]) from error
 

@@ -1,24 +1,34 @@
-"""How rows are cut out of a file: a JSON list, JSON Lines or CSV. Each row knows its place."""
+"""How rows are cut out of a file: a JSON list, JSON Lines or CSV. Each row knows its place.
+
+JSON Lines are streamed: of a large file no more is read than is asked for. A JSON list and CSV are read whole.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
-from bluedit.datasets.schemas import PRESETS, fault
+from bluedit.datasets.registry import PRESETS
+from bluedit.datasets.schemas import fault
 from bluedit.errors import DatasetError
 from bluedit.storage.parsing import parse_json
 
-__all__ = ["CONTAINERS", "SEPARATORS", "Row", "container_of", "read_text"]
+__all__ = ["SEPARATORS", "Row", "open_rows"]
+
+SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
 _LARGEST = 2**30
-"""Bytes of a file that is read whole; CounterFact with all its texts is 50 millions."""
+"""Bytes of a file or a line that is read whole; CounterFact with all its texts is 50 millions."""
+_BEGINNING = 2**16
+"""Bytes that are looked at to tell what a file is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +54,9 @@ def _json_rows(text: str) -> Iterator[Row]:
         yield Row(place=f"record {number}", record=record)
 
 
-def _jsonl_rows(text: str) -> Iterator[Row]:
-    # Not splitlines(): JSON strings may hold the rarer line separators of Unicode.
-    lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
-    for count, (number, line) in enumerate(lines, start=1):
+def _jsonl_rows(lines: Iterable[tuple[int, str]]) -> Iterator[Row]:
+    filled = ((number, line) for number, line in lines if line.strip())
+    for count, (number, line) in enumerate(filled, start=1):
         place = f"row {count} (line {number})"
         try:
             row = Row(place=place, record=parse_json(line, surrogates=True))
@@ -104,19 +113,45 @@ def _csv_rows(text: str) -> Iterator[Row]:
             yield Row(place=place, record=dict(zip(header, cells, strict=False)))
 
 
-SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
-CONTAINERS: dict[str, Callable[[str], Iterator[Row]]] = {"json": _json_rows, "jsonl": _jsonl_rows, "csv": _csv_rows}
+_WHOLE: dict[str, Callable[[str], Iterator[Row]]] = {"json": _json_rows, "csv": _csv_rows}
 
 
-def container_of(source: str, text: str) -> str:
-    """The container a file's suffix names, or else the one its first character opens."""
-    suffix = Path(source).suffix.lower().removeprefix(".").replace("ndjson", "jsonl")
-    if suffix in CONTAINERS:
-        return suffix
-    return {"[": "json", "{": "jsonl"}.get(text.lstrip()[0], "csv")
+def open_rows(source: str) -> tuple[str, Iterator[Row]]:
+    """The container of a file (`json`, `jsonl` or `csv`), and its rows.
+
+    The suffix names the container, or else the first character that is there. The file is opened once: it may be a pipe.
+
+    **Raises** :class:`~bluedit.errors.DatasetError` for a file that cannot be read, at once or when its rows are.
+    """
+    rows = _rows(source)
+    # The first thing that comes is the container.
+    return str(next(rows)), cast("Iterator[Row]", rows)
 
 
-def read_text(source: str) -> str:
+def _rows(source: str) -> Iterator[str | Row]:
+    with _opened(source) as file:
+        beginning = file.read(_BEGINNING)
+        container = _container(source, beginning)
+        if container == "jsonl":
+            yield container
+            yield from _jsonl_rows(_lines(source, file, beginning))
+            return
+        content = beginning + file.read(_LARGEST + 1 - len(beginning))  # not its size: that of a pipe or a device is 0
+        if len(content) > _LARGEST:
+            fix = "write it as JSON Lines, which may be of any size" if container == "json" else "cut it into several files"
+            raise DatasetError(source, [f"is larger than {_LARGEST >> 20:,} MiB; {fix}"])
+        text = _decoded(source, content)
+        if not text.strip():
+            raise DatasetError(source, [_EMPTY])
+        yield container
+        yield from _WHOLE[container](text)
+
+
+_EMPTY = "is empty; it should hold one record per edit"
+
+
+@contextmanager
+def _opened(source: str) -> Generator[IO[bytes]]:
     path = Path(source)
     try:
         if "\0" in source:
@@ -124,18 +159,44 @@ def read_text(source: str) -> str:
         if path.is_dir():
             raise DatasetError(source, ["is a folder; name a file in it"])
         with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)  # not its size: that of a pipe or a device is 0
-        if len(content) > _LARGEST:
-            raise DatasetError(source, [f"is larger than {_LARGEST >> 20:,} MiB; cut it into several files"])
+            yield file
     except FileNotFoundError:
         raise DatasetError(source, ["there is no such file; check the path"]) from None
     except OSError as error:
         raise DatasetError(source, [f"cannot be read: {error.strerror}"]) from error
+
+
+def _container(source: str, beginning: bytes) -> str:
+    """The container that a file's suffix names, or else the one that its first character opens."""
+    suffix = Path(source).suffix.lower().removeprefix(".").replace("ndjson", "jsonl")
+    if suffix in (*_WHOLE, "jsonl"):
+        return suffix
+    opening = beginning.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    return {b"[": "json", b"{": "jsonl"}.get(opening, "csv")
+
+
+def _lines(source: str, file: IO[bytes], beginning: bytes) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers, one at a time. JSON strings may hold the rarer line separators of Unicode."""
+    pending, number, filled = beginning.removeprefix(codecs.BOM_UTF8), 0, False
+    while pending:
+        *whole, pending = pending.split(b"\n")
+        more = file.read(_BEGINNING)
+        if not more and pending:
+            whole, pending = [*whole, pending], b""
+        for line in whole:
+            number += 1
+            filled |= bool(line.strip())
+            yield number, _decoded(source, line, number)
+        pending += more
+        if len(pending) > _LARGEST:
+            raise DatasetError(source, [f"line {number + 1}: is longer than {_LARGEST >> 20:,} MiB; write one record per line"])
+    if not filled:
+        raise DatasetError(source, [_EMPTY])
+
+
+def _decoded(source: str, content: bytes, line: int | None = None) -> str:
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig" if line is None else "utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = content.count(b"\n", 0, error.start) + 1 if line is None else line
         raise DatasetError(source, [f"line {line}: is not UTF-8 text; save the file in that encoding"]) from error
-    if not text.strip():
-        raise DatasetError(source, ["is empty; it should hold one record per edit"])
-    return text

@@ -20,17 +20,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bluedit.datasets.cases import Case
-from bluedit.datasets.containers import CONTAINERS, SEPARATORS, Row, container_of, read_text
-from bluedit.datasets.schemas import (
-    PRESETS,
-    SCHEMAS,
-    CounterFactRecord,
-    EditRow,
-    FlatCounterFactRecord,
-    KnownRecord,
-    Schema,
-    ZsreRecord,
-)
+from bluedit.datasets.containers import SEPARATORS, Row, open_rows
+from bluedit.datasets.hub import hub_rows
+from bluedit.datasets.registry import PRESETS, SCHEMAS, fitting_schema
+from bluedit.datasets.schemas import EditRow, Schema
 from bluedit.datasets.world import World
 from bluedit.errors import DatasetError, FactError, did_you_mean, excerpt, shortened
 from bluedit.facts import CONFLICT_FIX, OnConflict, conflicts, settle, told_relation
@@ -39,12 +32,7 @@ from bluedit.storage.parsing import is_file
 __all__ = [
     "PRESETS",
     "SCHEMAS",
-    "CounterFactRecord",
-    "EditRow",
-    "FlatCounterFactRecord",
-    "KnownRecord",
     "Schema",
-    "ZsreRecord",
     "read_cases",
     "read_dataset",
     "read_known",
@@ -58,6 +46,7 @@ def read_cases(
     limit: int | None = None,
     schemas: Mapping[str, type[Schema]] = SCHEMAS,
     on_conflict: OnConflict = "error",
+    skipped: list[str] | None = None,
 ) -> list[Case]:
     """The cases in a file, in its order, repetitions included.
 
@@ -69,16 +58,18 @@ def read_cases(
     - `schemas`: those that are looked for.
     - `on_conflict`: what becomes of rows of the user's own that contradict each other: `"error"` refuses them, with `"last"`
       the later one wins, `"keep"` reads both.
+    - `skipped`: where this list is given, rows that cannot be used are left out, and told in it with their places, one line
+      for each row. Otherwise they are errors.
 
     **Raises** :class:`~bluedit.errors.DatasetError` with every row that cannot be used, its place and the fix.
     """
     source = os.fspath(path)
     if format is not None and format not in schemas:
         raise DatasetError(source, [did_you_mean(format, schemas, what="format")])
-    text = read_text(source)
-    container = container_of(source, text)
-    rows = CONTAINERS[container](text)
-    return _cases(source, rows, format=format, limit=limit, container=container, schemas=schemas, on_conflict=on_conflict)
+    container, rows = open_rows(source)
+    return _cases(
+        source, rows, format=format, limit=limit, container=container, schemas=schemas, on_conflict=on_conflict, skipped=skipped
+    )
 
 
 def read_known(spec: str, limit: int | None = None) -> list[Case]:
@@ -96,6 +87,7 @@ def read_dataset(
     *,
     schemas: Mapping[str, type[Schema]] = SCHEMAS,
     on_conflict: OnConflict = "error",
+    skipped: list[str] | None = None,
 ) -> list[Case]:
     """The cases that a data set's name on the command line stands for.
 
@@ -103,23 +95,28 @@ def read_dataset(
 
     - `spec`: `FILE`, or `FORMAT:FILE` with a name in :data:`SCHEMAS`; or `world:counterfact` or `world:zsre`, the
       synthetic world's cases, optionally with the world's seed, that of the draw of cases, and a kind of subject:
-      `world:zsre:7:1:person`. An existing file of exactly this name comes first.
-    - `limit`: only the first cases.
-    - `schemas`, `on_conflict`: see :func:`read_cases`.
+      `world:zsre:7:1:person`; or `hub:NAME[:CONFIG[:SPLIT]][@REVISION]`, a data set of the Hugging Face hub or a local folder
+      (`FORMAT:hub:...` names its schema; CONFIG may be a data file in it). An existing file of exactly this name comes first.
+    - `limit`: only the first records.
+    - `schemas`, `on_conflict`, `skipped`: see :func:`read_cases`.
 
     **Raises** :class:`~bluedit.errors.DatasetError` as :func:`read_cases`, and for names that are not known.
     """
     name, _, rest = spec.partition(":")
     # A single letter before the colon is a Windows drive, and a name with other signs in it a path.
     if ":" not in spec or not re.fullmatch(r"[\w-]{2,}", name) or is_file(spec):
-        return read_cases(spec, limit=limit, schemas=schemas, on_conflict=on_conflict)
+        return read_cases(spec, limit=limit, schemas=schemas, on_conflict=on_conflict, skipped=skipped)
     if name == "world":
         return _world_cases(spec, *rest.split(":"), limit=limit)
-    if name not in schemas:
-        raise DatasetError(spec, [did_you_mean(name, [*schemas, "world"], what="data set")])
+    format = None if name == "hub" else name
+    if format is not None and format not in schemas:
+        raise DatasetError(spec, [did_you_mean(name, [*schemas, "world", "hub"], what="data set")])
     if not rest:
-        raise DatasetError(spec, [f"no file is named; write {name}:FILE"])
-    return read_cases(rest, format=name, limit=limit, schemas=schemas, on_conflict=on_conflict)
+        raise DatasetError(spec, [f"no file is named; write {name}:FILE" if format else "names no data set; write hub:NAME"])
+    if format is not None and not rest.startswith("hub:"):
+        return read_cases(rest, format=format, limit=limit, schemas=schemas, on_conflict=on_conflict, skipped=skipped)
+    rows = hub_rows(rest.removeprefix("hub:"))
+    return _cases(spec, rows, format=format, limit=limit, schemas=schemas, on_conflict=on_conflict, skipped=skipped)
 
 
 def _world_cases(spec: str, format: str, *options: str, limit: int | None) -> list[Case]:
@@ -150,27 +147,29 @@ def _cases(
     container: str = "json",
     schemas: Mapping[str, type[Schema]] = SCHEMAS,
     on_conflict: OnConflict = "error",
+    skipped: list[str] | None = None,
 ) -> list[Case]:
     if limit is not None and limit < 1:
         raise DatasetError(source, [f"the limit is {limit}; ask for at least one case"])
-    read = list(itertools.islice(rows, limit))
-    if not read:
+    rows = itertools.islice(rows, limit)
+    first = list(itertools.islice(rows, _LOOKED_AT))
+    if not first:
         raise DatasetError(source, ["holds no records; it should hold one per edit"])
-    schema = schemas[format] if format else _recognise(source, read, schemas)
+    schema = schemas[format] if format else _recognise(source, first, schemas)
     cases: list[Case] = []
     places: list[str] = []
     problems: list[tuple[str, str]] = []
-    for position, row in enumerate(read):
-        if row.problem:
-            problems.append((row.place, row.problem))
-            continue
-        try:
-            cases.append(schema.model_validate(row.record, context=container).case(position))
+    for position, row in enumerate(itertools.chain(first, rows)):
+        made = _made(schema, row, position, container)
+        if isinstance(made, Case):
+            cases.append(made)
             places.append(row.place)
-        except ValidationError as error:
-            problems += [(row.place, _explain(detail, schema)) for detail in error.errors(include_url=False)]
-        except FactError as error:
-            problems.append((row.place, str(error)))
+        elif skipped is None:
+            problems += [(row.place, problem) for problem in made]
+        else:
+            skipped.append(f"{row.place}: {shortened('; '.join(made), 500)}")
+    if skipped and not cases:
+        raise DatasetError(source, ["holds no record that can be used", *skipped])
     facts = [case.fact for case in cases]
     if schema.edited_together and on_conflict == "error":
         for one, other in conflicts(facts):
@@ -183,12 +182,23 @@ def _cases(
     return [cases[position] for position in settle(facts)] if schema.edited_together and on_conflict == "last" else cases
 
 
+def _made(schema: type[Schema], row: Row, position: int, container: str) -> Case | list[str]:
+    """The case of a row, or all that is wrong with it."""
+    if row.problem:
+        return [row.problem]
+    try:
+        return schema.model_validate(row.record, context=container).case(position)
+    except ValidationError as error:
+        return [_explain(detail, schema) for detail in error.errors(include_url=False)]
+    except FactError as error:
+        return [str(error)]
+
+
 def _recognise(source: str, rows: list[Row], schemas: Mapping[str, type[Schema]]) -> type[Schema]:
     """The schema whose required keys the rows hold among them, so that a key missing here and there does no harm."""
     found = {key for row in rows if isinstance(row.record, dict) for key in cast("dict[str, Any]", row.record)}
-    for schema in schemas.values():
-        if found.issuperset(schema.required()):
-            return schema
+    if schema := fitting_schema(found, schemas):
+        return schema
     if not found:  # Nothing here has keys; as edits, each row is told so.
         return EditRow
     expected = EditRow.required()
@@ -205,9 +215,16 @@ def _recognise(source: str, rows: list[Row], schemas: Mapping[str, type[Schema]]
     raise DatasetError(source, [*_grouped((row.place, row.problem) for row in rows if row.problem), unknown])
 
 
+_LOOKED_AT = 1000
+"""Rows whose keys tell the schema; those after them are read as they are needed."""
 _SHOWN = 20
 """Places and keys that a message lists."""
-_WANTED = {"string_type": "text", "tuple_type": "a list of texts", "model_type": "an object with keys"}
+_WANTED = {
+    "string_type": "text",
+    "tuple_type": "a list of texts",
+    "model_type": "an object with keys",
+    "dict_type": "an object with keys",
+}
 
 
 def _explain(detail: ErrorDetails, schema: type[Schema]) -> str:

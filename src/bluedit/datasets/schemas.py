@@ -9,18 +9,20 @@ from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from bluedit.datasets.cases import Case
+from bluedit.datasets.cases import Case, FollowUp, Question
 from bluedit.facts import Fact
 from bluedit.storage.parsing import parse_json
 
 __all__ = [
-    "PRESETS",
-    "SCHEMAS",
     "CounterFactRecord",
     "EditRow",
     "FlatCounterFactRecord",
+    "Identifier",
     "KnownRecord",
+    "Part",
     "Schema",
+    "Text",
+    "Texts",
     "ZsreRecord",
     "fault",
 ]
@@ -49,7 +51,7 @@ Identifier = Annotated[Text, BeforeValidator(_number_as_text)]
 Texts = tuple[Text, ...]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """An object in a row. Keys it does not use are passed over, and null counts as absent."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -62,7 +64,7 @@ class _Part(BaseModel):
         return {key: item for key, item in cast("dict[str, Any]", value).items() if item is not None}
 
 
-class Schema(_Part, ABC):
+class Schema(Part, ABC):
     """A row in one schema; subclasses say which keys it has and what case it makes."""
 
     edited_together: ClassVar[bool] = False
@@ -82,12 +84,12 @@ class Schema(_Part, ABC):
         return tuple(field.alias or name for name, field in cls.model_fields.items() if field.is_required())
 
 
-class _Object(_Part):
+class _Object(Part):
     text: Text = Field(alias="str")
     id: Text | None = None
 
 
-class _Rewrite(_Part):
+class _Rewrite(Part):
     prompt: Text
     subject: Text
     relation_id: Text | None = None
@@ -144,9 +146,12 @@ class FlatCounterFactRecord(Schema):
         )
 
 
-class _Portability(_Part):
+class _Portability(Part):
     question: Text = Field(alias="New Question")
     answer: Text = Field(alias="New Answer")
+
+    def follow_up(self) -> FollowUp:
+        return FollowUp(name="portability", questions=(Question(self.question, ((self.answer,),)),), scoring="tokens")
 
 
 class ZsreRecord(Schema):
@@ -170,7 +175,7 @@ class ZsreRecord(Schema):
             neighborhood=(self.loc.removesuffix("?") + "?",),
             neighborhood_target=self.loc_ans,
             scoring="token_accuracy",
-            extra={"portability_question": more.question, "portability_answer": more.answer} if more else {},
+            follow_ups=() if more is None else (more.follow_up(),),
         )
 
 
@@ -215,17 +220,6 @@ class KnownRecord(Schema):
 
 def _given(text: str | None) -> tuple[str, ...]:
     return () if text is None else (text,)
-
-
-SCHEMAS: dict[str, type[Schema]] = {
-    "counterfact": CounterFactRecord,
-    "counterfact-flat": FlatCounterFactRecord,
-    "zsre": ZsreRecord,
-    "edits": EditRow,
-}
-
-PRESETS: dict[str, type[Schema]] = SCHEMAS | {"known": KnownRecord}
-"""What facts that a model knows already may come in: its rows ask for no edit, so they are no cases to edit or to score."""
 
 
 def fault(error: json.JSONDecodeError) -> str:

@@ -1,4 +1,4 @@
-"""Scoring: efficacy, generalisation, specificity, with intervals."""
+"""Scoring: teacher forced, in free generation, of texts and of what follows, before and after an edit, with intervals."""
 
 import lazy_loader
 

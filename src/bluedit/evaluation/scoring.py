@@ -1,4 +1,4 @@
-"""Efficacy, generalisation, specificity, and their accuracy variants.
+"""Teacher-forced scores: efficacy, generalisation, specificity, their accuracy variants, portability, locality.
 
 A prompt and a target make a query. A respondent answers all queries of all cases together; what a case needs of the answers is
 then read off.
@@ -6,24 +6,28 @@ then read off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bluedit.datasets.cases import Case
+from bluedit.datasets.cases import Case, FollowUp, Question
 from bluedit.errors import DatasetError, excerpt
 from bluedit.evaluation.intervals import Estimate, bootstrap, share
 from bluedit.models import EditableModel
 from bluedit.models.likelihood import Answer, Query
 from bluedit.models.respondent import Respondent, as_respondent
 
-__all__ = ["SCORES", "Scores", "compare", "score_cases", "tally"]
+__all__ = ["SCORES", "Scores", "ask_cases", "compare", "score_answers", "score_cases", "tally"]
 
 SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 """The scores in the order they are reported: efficacy, generalisation (paraphrases), specificity (neighborhood), their
 harmonic mean, and the accuracy variants of the first three."""
+
+
+BOOTSTRAPPED = frozenset({"fluency", "consistency"})
+"""Scores that are no shares of anything: their intervals are a bootstrap over cases. So are those of BLEU and ROUGE."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +55,30 @@ class Scores:
 
 
 def score_cases(
-    model: EditableModel | Respondent, cases: Sequence[Case], *, progress: Callable[[int, int], object] | None = None
+    model: EditableModel | Respondent,
+    cases: Sequence[Case],
+    *,
+    unedited: Mapping[Query, Answer] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Scores:
-    """Score a model, or another respondent, on cases, as it is now.
-
-    CounterFact and the user's own files (`probability`): ES is the fraction of rewrite prompts with P(new) > P(true), PS the
-    same on paraphrases, NS the fraction of neighborhood prompts with P(true) > P(new); P is the mean log-probability per
-    target token. zsRE (`token_accuracy`): the fraction of target tokens that are the argmax. EA, PA and NA: the whole target
-    is the greedy answer. S is the harmonic mean of ES, PS and NS.
+    """Score a model, or another respondent, on cases, as it is now: :func:`ask_cases`, then :func:`score_answers`.
 
     **Arguments**
 
     - `model`: a model, or whatever can answer: see :class:`~bluedit.models.respondent.Respondent`.
+    - `unedited`: what :func:`ask_cases` gave for the unedited model; locality is measured against it.
     - `progress`: called as `progress(done, total)` in queries.
 
     **Raises** :class:`~bluedit.errors.DatasetError` when there is no case, or one does not fit into the context;
     :class:`~bluedit.errors.NumericsError` when logits are not finite.
     """
+    return score_answers(cases, ask_cases(model, cases, progress=progress), unedited)
+
+
+def ask_cases(
+    model: EditableModel | Respondent, cases: Sequence[Case], *, progress: Callable[[int, int], object] | None = None
+) -> Mapping[Query, Answer]:
+    """The answers, teacher forced, to all that cases ask; arguments and errors as for :func:`score_cases`."""
     respondent = as_respondent(model)
     if not cases:
         raise DatasetError("evaluation", ["there are no cases to score"])
@@ -75,8 +86,26 @@ def score_cases(
     total = len(set(queries))
     names = {prompt: f"case {excerpt(case.fact.id)}" for case in reversed(cases) for prompt, _ in _queries(case)}
     report = None if progress is None else lambda done: progress(done, total)
-    answers = respondent.answer(queries, progress=report, names=names)
-    return tally([(case.fact.id, _outcomes(case, answers)) for case in cases])
+    return respondent.answer(queries, progress=report, names=names)
+
+
+def score_answers(
+    cases: Sequence[Case], answers: Mapping[Query, Answer], unedited: Mapping[Query, Answer] | None = None
+) -> Scores:
+    """Teacher-forced scores from answers.
+
+    CounterFact and the user's own files (`probability`): ES is the fraction of rewrite prompts with P(new) > P(true), PS the
+    same on paraphrases, NS the fraction of neighborhood prompts with P(true) > P(new); P is the mean log-probability per
+    target token. zsRE (`token_accuracy`): the fraction of target tokens that are the argmax. EA, PA and NA: the whole target
+    is the greedy answer. S is the harmonic mean of ES, PS and NS.
+
+    `portability`, and that of each group: the fraction of the answer's tokens that are the argmax; of several names of an
+    answer the best counts. `specificity` of a group: the same on what should be as it was, against the data's answer.
+
+    `locality`, with answers of the `unedited` model: on neighborhood prompts, and on what else should be as it was, the
+    fraction of the answer's tokens at which the argmax is the one that the unedited model has there.
+    """
+    return tally([(case.fact.id, _outcomes(case, answers, unedited)) for case in cases])
 
 
 def compare(one: Scores, other: Scores, name: str) -> Estimate | None:
@@ -99,15 +128,25 @@ def compare(one: Scores, other: Scores, name: str) -> Estimate | None:
 
 
 def tally(outcomes: Sequence[tuple[str, Mapping[str, tuple[float, ...]]]]) -> Scores:
-    """Scores from the outcomes of each case, by its id: every outcome in [0, 1], by score, scores without data left out."""
+    """Scores from the outcomes of each case, by its id: those of :data:`SCORES` first, others as they come.
+
+    Every outcome is in [0, 1], but for fluency, which counts bits; scores without data are left out.
+    """
     estimates: dict[str, Estimate] = {}
-    for name in SCORES:
+    for name in dict.fromkeys([*SCORES, *(name for _, values in outcomes for name in values)]):
         if name == "S":
             if harmonic := _harmonic([values for _, values in outcomes]):
                 estimates[name] = harmonic
         elif have := [values[name] for _, values in outcomes if name in values]:
-            estimates[name] = share(have)
+            graded = name in BOOTSTRAPPED or "BLEU" in name or "ROUGE" in name
+            estimates[name] = _mean(have) if graded else share(have)
     return Scores(estimates, tuple(outcomes))
+
+
+def _mean(cases: Sequence[Sequence[float]]) -> Estimate:
+    """The mean over cases of each case's mean, bootstrapped over cases."""
+    means = np.array([np.mean(values) for values in cases])
+    return bootstrap(len(means), lambda chosen: float(means[chosen].mean()))
 
 
 def _queries(case: Case) -> list[Query]:
@@ -116,10 +155,24 @@ def _queries(case: Case) -> list[Query]:
     if case.neighborhood_target:
         kept = [case.neighborhood_target, *([case.fact.target] if case.scoring == "probability" else [])]
         queries += [(prompt, target) for prompt in case.neighborhood for target in kept]
-    return queries
+    return [*queries, *(query for _, question in _forced(case) for query in _named(question))]
 
 
-def _outcomes(case: Case, answers: Mapping[Query, Answer]) -> dict[str, tuple[float, ...]]:
+def _forced(case: Case) -> Iterator[tuple[FollowUp, Question]]:
+    """What is asked teacher forced beyond the fact."""
+    for follow_up in case.follow_ups:
+        if follow_up.scoring in ("tokens", "kept"):
+            yield from ((follow_up, question) for question in follow_up.questions)
+
+
+def _named(question: Question) -> list[Query]:
+    """A query for every name of the answer."""
+    return [(question.prompt, name) for names in question.answers for name in names]
+
+
+def _outcomes(
+    case: Case, answers: Mapping[Query, Answer], unedited: Mapping[Query, Answer] | None
+) -> dict[str, tuple[float, ...]]:
     """A case's outcomes by score; scores that it has no data for are left out."""
     new, true, kept = case.fact.target, case.true_target, case.neighborhood_target
 
@@ -141,7 +194,41 @@ def _outcomes(case: Case, answers: Mapping[Query, Answer]) -> dict[str, tuple[fl
     if kept:
         found["NA"] = whole(neighborhood, kept)
         found["NS"] = tokens(neighborhood, kept) if case.scoring == "token_accuracy" else prefers(neighborhood, kept, new)
+    found |= _follow_up_outcomes(case, answers, unedited)
     return {name: outcomes for name, outcomes in found.items() if outcomes}
+
+
+def _follow_up_outcomes(
+    case: Case, answers: Mapping[Query, Answer], unedited: Mapping[Query, Answer] | None
+) -> dict[str, tuple[float, ...]]:
+    """Portability, specificity of groups, and locality against the unedited model."""
+    found: dict[str, list[float]] = {"portability": [], "locality": []}
+    kept = case.neighborhood_target
+    local = [(prompt, kept) for prompt in case.neighborhood] if kept else []
+    if unedited is not None:
+        found["locality"] = [one for query in local for one in _unchanged(answers[query], unedited[query])]
+    for follow_up, question in _forced(case):
+        # A query holds one thing to be named; its best name counts.
+        best = max(float(np.mean(answers[query].correct)) for query in _named(question))
+        group = follow_up.name.partition("_")[2]
+        if follow_up.scoring == "tokens":
+            names = ("portability", follow_up.name) if group else ("portability",)
+            for name in names:
+                found.setdefault(name, []).append(best)
+            continue
+        found.setdefault(f"specificity_{group}", []).append(best)
+        if unedited is not None:
+            query = _named(question)[0]
+            for name in ("locality", follow_up.name):
+                found.setdefault(name, []).extend(_unchanged(answers[query], unedited[query]))
+    return {name: tuple(values) for name, values in found.items()}
+
+
+def _unchanged(now: Answer, before: Answer) -> list[float]:
+    """The fraction of an answer's tokens at which the argmax is what it was; nothing where a respondent does not tell it."""
+    if not (now.argmax and before.argmax):
+        return []
+    return [float(np.mean([one == other for one, other in zip(now.argmax, before.argmax, strict=True)]))]
 
 
 def _harmonic(cases: Sequence[Mapping[str, tuple[float, ...]]]) -> Estimate | None:

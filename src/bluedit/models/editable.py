@@ -116,6 +116,15 @@ class EditableModel:
             raise TypeError("a transformers model needs its tokenizer: pass both")
         return cls(model, tokenizer)
 
+    def in_chat(self, chat: bool) -> EditableModel:
+        """The same model, with prompts in its chat template or without one.
+
+        **Raises** :class:`~bluedit.errors.ModelError` where it has no chat template.
+        """
+        if (self.text.chat is not None) == chat:
+            return self
+        return EditableModel(self.model, self.tokenizer, module_map=self.structure.map, chat=chat)
+
     # -- places ----------------------------------------------------------------------------------------------
 
     @property

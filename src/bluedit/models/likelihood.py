@@ -34,10 +34,12 @@ class Answer(NamedTuple):
 
     - `log_prob`: mean log-probability per target token, in nats.
     - `correct`: for each target token, whether it is the argmax.
+    - `argmax`: for each target token, the id of the token that is.
     """
 
     log_prob: float
     correct: tuple[bool, ...]
+    argmax: tuple[int, ...] = ()
 
 
 def answer_queries(
@@ -132,14 +134,16 @@ def _answer(model: EditableModel, rows: Sequence[_SharedRow], remainders: Remain
     with model.head_at(rows_P, positions_P, last_mlp=narrow):
         log_probs_PV = remainders.run(model).squeeze(0).float().log_softmax(-1)
     log_probs_T = log_probs_PV[places_T, tokens_T].tolist()
-    correct_T = (log_probs_PV.argmax(-1)[places_T] == tokens_T).tolist()
+    argmax_T = log_probs_PV.argmax(-1)[places_T]
+    correct_T, likeliest_T = (argmax_T == tokens_T).tolist(), argmax_T.tolist()
     answers: dict[Query, Answer] = {}
     start = 0
     for query, tokens in (pair for row in rows for pair in row.answers.items()):
         end = start + len(tokens)
         if not all(map(math.isfinite, log_probs_T[start:end])):
             raise NumericsError(no_logits(query[0]))
-        answers[query] = Answer(sum(log_probs_T[start:end]) / len(tokens), tuple(correct_T[start:end]))
+        mean = sum(log_probs_T[start:end]) / len(tokens)
+        answers[query] = Answer(mean, tuple(correct_T[start:end]), tuple(likeliest_T[start:end]))
         start = end
     return answers
 

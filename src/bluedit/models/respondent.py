@@ -18,10 +18,10 @@ from typing import Protocol, cast, runtime_checkable
 from transformers import PreTrainedModel
 
 from bluedit.models.editable import EditableModel
-from bluedit.models.generation import generate
+from bluedit.models.generation import Completion, Stop, complete, generate
 from bluedit.models.likelihood import Answer, Query, answer_queries
 
-__all__ = ["ModelRespondent", "Respondent", "as_respondent"]
+__all__ = ["ModelRespondent", "Respondent", "Writer", "as_respondent", "as_writer"]
 
 
 @runtime_checkable
@@ -56,6 +56,23 @@ class Respondent(Protocol):
         ...
 
 
+@runtime_checkable
+class Writer(Protocol):
+    """A respondent that also says what it wrote, token by token, and why it ended: what free generation is scored by."""
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        stop: Stop,
+        *,
+        top_k: int | None = None,
+        seed: int = 0,
+        progress: Callable[[int], object] | None = None,
+    ) -> Sequence[Completion]:
+        """A completion of every prompt, in order; see :func:`~bluedit.models.generation.complete`."""
+        ...
+
+
 @dataclass(frozen=True)
 class ModelRespondent:
     """A model that answers as it is now: with the weights, the patches and the hooks that it has at the call.
@@ -85,6 +102,18 @@ class ModelRespondent:
         """See :func:`~bluedit.models.generation.generate`, also for the errors."""
         return generate(self.model, prompts, max_new_tokens=max_new_tokens, top_k=top_k, seed=seed)
 
+    def complete(
+        self,
+        prompts: Sequence[str],
+        stop: Stop,
+        *,
+        top_k: int | None = None,
+        seed: int = 0,
+        progress: Callable[[int], object] | None = None,
+    ) -> Sequence[Completion]:
+        """See :func:`~bluedit.models.generation.complete`, also for the errors."""
+        return complete(self.model, prompts, stop, top_k=top_k, seed=seed, progress=progress)
+
 
 def as_respondent(model: EditableModel | Respondent) -> Respondent:
     """A model as a respondent; a respondent is returned as it is.
@@ -99,3 +128,15 @@ def as_respondent(model: EditableModel | Respondent) -> Respondent:
     if isinstance(given, PreTrainedModel):
         raise TypeError("a transformers model needs its tokenizer: pass EditableModel(model, tokenizer)")
     raise TypeError(f"{type(given).__name__} cannot be evaluated: pass a model, or an object with answer() and generate()")
+
+
+def as_writer(model: EditableModel | Respondent | Writer) -> Writer:
+    """A model as a writer; a writer is returned as it is.
+
+    **Raises** `TypeError` for a respondent without `complete`.
+    """
+    if isinstance(model, EditableModel):
+        return ModelRespondent(model)
+    if isinstance(model, Writer):
+        return model
+    raise TypeError(f"{type(model).__name__} cannot be scored on what it writes: give it complete(prompts, stop, ...)")

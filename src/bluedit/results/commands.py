@@ -1,7 +1,7 @@
 """What commands print with `--json`, one record for each command.
 
-Those of edits are in :mod:`~bluedit.results.edits`, those of the demo in :mod:`~bluedit.results.demos`, those of `models` and
-`methods` in :mod:`~bluedit.results.known`.
+Those of edits are in :mod:`~bluedit.results.edits`, that of `evaluate` in :mod:`~bluedit.results.evaluation`, those of the demo
+in :mod:`~bluedit.results.demos`, those of `models` and `methods` in :mod:`~bluedit.results.known`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from typing import Any
 
 from pydantic import Field
 
-from bluedit.results.records import Interval, ProtocolTag, Record, Scores
+from bluedit.results.records import Interval, Record
 
 __all__ = [
     "DoctorResult",
-    "EvaluateResult",
     "GetResult",
     "SessionShowResult",
     "SessionUndoResult",
@@ -22,33 +21,6 @@ __all__ = [
     "TraceResult",
     "TuneResult",
 ]
-
-
-# -- evaluate --------------------------------------------------------------------------------------------------------
-
-
-class CaseOutcomes(Record):
-    """A case: by score the outcome of each prompt, in [0, 1]."""
-
-    id: str
-    outcomes: dict[str, list[float]]
-
-
-class EvaluateResult(Record):
-    """`bluedit evaluate --json`.
-
-    - `model`, `patch`, `dataset`: as given.
-    - `seconds`: of scoring.
-    - `cases`: with `--cases`.
-    """
-
-    model: str
-    patch: str | None
-    dataset: str
-    scores: Scores
-    protocol: ProtocolTag
-    seconds: float
-    cases: list[CaseOutcomes] | None = None
 
 
 # -- session ---------------------------------------------------------------------------------------------------------

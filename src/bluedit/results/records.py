@@ -20,6 +20,7 @@ __all__ = [
     "Drift",
     "EditTag",
     "Failure",
+    "GenerationTag",
     "Interval",
     "MatrixTable",
     "Outcomes",
@@ -78,7 +79,7 @@ class Interval(Record):
 
 
 Scores = dict[str, Interval]
-"""By score: ES, PS, NS, S, EA, PA, NA. A score that no case has the data for is absent."""
+"""By score: ES, PS, NS, S, EA, PA, NA, and those of other measures. A score that no case has the data for is absent."""
 
 
 class EditTag(Record):
@@ -101,17 +102,37 @@ class EditTag(Record):
     evaluated: str
 
 
+class GenerationTag(Record):
+    """How texts were generated.
+
+    - `form`, `template`: what a prompt was put into; `chat` is in the model's chat template as well.
+    - `stops`: texts that end a generated text, besides the model's end token and the limit of tokens.
+    - `top_k`: sampled from the k most likely tokens; null where it was greedy.
+    """
+
+    form: str
+    template: str
+    max_new_tokens: int
+    stops: list[str]
+    top_k: int | None
+
+
 class ProtocolTag(Record):
     """What a score was measured on, and how.
 
+    - `dataset_fingerprint`: a hash of the records used.
     - `cases`: the ids of the records, in order.
-    - `scoring`: `probability` (CounterFact, your own files), `token_accuracy` (zsRE).
+    - `scoring`: teacher forced `probability` (CounterFact, your own files) or `token_accuracy` (zsRE); `autoregressive`,
+      `generation` or `follow-ups`.
+    - `generation`: of free generation; `follow_ups`: the same, by how a follow-up is scored.
+    - `skipped`: records that could not be used, and were left out.
     - `model`: its name; `model_fingerprint`: a hash of the unedited weights.
     - `chat`: the template around prompts, where there was one.
     - `edit`: how the model was edited, where it was.
     """
 
     dataset: str
+    dataset_fingerprint: str | None = None
     cases: list[str]
     scoring: list[str]
     model: str
@@ -119,6 +140,9 @@ class ProtocolTag(Record):
     dtype: str
     seed: int
     versions: dict[str, str]
+    generation: GenerationTag | None = None
+    follow_ups: dict[str, GenerationTag] | None = None
+    skipped: int | None = None
     chat: dict[str, str] | None = None
     edit: EditTag | None = None
 

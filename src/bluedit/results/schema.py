@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from bluedit.results import commands, demos, edits, known, ledgers, records
+from bluedit.results import commands, demos, edits, evaluation, known, ledgers, records
 from bluedit.results.records import Record
 
 __all__ = ["DOCUMENTS", "schema"]
@@ -21,7 +21,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "bluedit demo --real": demos.RealDemoResult,
     "bluedit doctor": commands.DoctorResult,
     "bluedit edit": edits.EditResult,
-    "bluedit evaluate": commands.EvaluateResult,
+    "bluedit evaluate": evaluation.EvaluateResult,
     "bluedit get": commands.GetResult,
     "bluedit run": records.Table,
     "bluedit run --json, of a matrix": records.MatrixTable,
@@ -49,8 +49,9 @@ DOCUMENTS: dict[str, type[Record]] = {
     "NAME/result.json": records.RunResult,
     "NAME/records.jsonl, a line": records.CaseRecord,
     "matrix.json": records.MatrixTable,
+    "bluedit evaluate --records": evaluation.EvaluatedCase,
 }
-"""What a command prints with `--json`, and what an experiment's files hold."""
+"""What a command prints with `--json`, what an experiment's files hold, and what a line of `--records` is."""
 
 
 class _Untitled(GenerateJsonSchema):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bluedit.errors import SettingsError
-from bluedit.models.generation import generate
+from bluedit.models.openings import write_openings
 
 if TYPE_CHECKING:
     from bluedit.models import EditableModel
@@ -27,7 +27,7 @@ def context_templates(model: EditableModel, seed: int = 0) -> tuple[str, ...]:
     `". {}"` is put after it; never in a chat, where it would be answered. Equal seeds give equal templates; no other random
     state is read or changed.
     """
-    texts = generate(model, _OPENINGS, max_length=_TEMPLATE_TOKENS, top_k=5, seed=seed, stop_at_end=False, plain=True)
+    texts = write_openings(model, _OPENINGS, max_length=_TEMPLATE_TOKENS, top_k=5, seed=seed, stop_at_end=False)
     # Line breaks would open a new paragraph before the fact, and braces would be taken for the fact's place.
     return (BARE, *(" ".join(text.replace("{", " ").replace("}", " ").split()) + ". {}" for text in texts))
 

@@ -21,6 +21,7 @@ __all__ = [
     "Attempt",
     "Sized",
     "TokenBudget",
+    "generation_budget",
     "gradient_budget",
     "gradient_numbers",
     "in_batches",
@@ -32,6 +33,8 @@ T = TypeVar("T")
 _CPU_TOKENS = 1024
 CPU_GRADIENT_TOKENS = 512
 """With gradients, every layer's activations are stored."""
+_CPU_TEXT_TOKENS = 4096
+"""A step of generation reads all weights for one token of every row: more rows at once cost little."""
 _GPU_TOKENS = 32768
 """Beyond this many tokens, a pass is no faster per token."""
 _SHARE = 0.5
@@ -116,6 +119,12 @@ def plain_budget(model: Sized) -> TokenBudget:
     """For passes without gradients: a layer's activations at a time, and keys and values of all layers."""
     d_model, d_ff = model.structure.d_model, model.structure.d_ff
     return _budget(model, 8 * (d_model + d_ff) + 2 * d_model * model.structure.depth, _CPU_TOKENS)
+
+
+def generation_budget(model: Sized) -> TokenBudget:
+    """For texts that grow token by token: keys and values of all layers stay, those of a prompt and of its text."""
+    budget = plain_budget(model)
+    return budget if model.device.type == "cuda" else TokenBudget(_CPU_TEXT_TOKENS)
 
 
 def gradient_budget(model: Sized, layer: int) -> TokenBudget:
