@@ -20,6 +20,7 @@ __all__ = [
     "InputError",
     "LedgerError",
     "ModelError",
+    "NotPassedError",
     "NumericsError",
     "PatchError",
     "RecipeError",
@@ -107,6 +108,10 @@ class SessionError(InputError):
 
 class ResourceError(BlueditError, MemoryError):
     """Memory that does not suffice even for the smallest piece of the work."""
+
+
+class NotPassedError(BlueditError):
+    """An edit that was made and did more damage than was allowed."""
 
 
 class NumericsError(BlueditError, ArithmeticError):

@@ -119,3 +119,25 @@ def test_single_facts_of_patches(
     assert (outcome.code, "no fact of that id" in outcome.stderr) == (2, True)
     outcome = run("patch", "merge", one, other, *model, "--out", tmp_path / "no", "--prefer", "third")
     assert (outcome.code, "--prefer" in outcome.stderr) == (2, True)
+
+
+def test_the_gates_of_an_edit(edit: Run, facts: Path, tmp_path: Path, corpus_file: Path, run: Run) -> None:
+    out = ("--facts", facts, "--out", tmp_path / "patch")
+    plan = edit(*out, "--dry-run", "--batch-size", 4, "--json").document
+    assert (plan["facts"], plan["batches"], plan["method"], plan["layers"]) == (6, 2, "memit", [1, 2])
+    assert not (tmp_path / "patch").exists()
+    assert "nothing was edited" in edit(*out, "--dry-run").stderr
+    text = ("--text", f"text:{corpus_file}")
+    outcome = edit(*out, *text)
+    assert (outcome.code, "--max-damage" in outcome.stderr) == (2, True)
+    passed = edit(*out, *text, "--max-damage", 1000, "--json").document
+    assert passed["failed"] is None and set(passed["damage"]) == {"specificity", "perplexity", "kl"}
+    assert passed["holding"] + len(passed["not_taken"]) == 6
+    # A change that is much too large.
+    wild = ("--set", "v_lr=50", "--set", "clamp_norm_factor=50", "--set", "lambda=0.001", "--force")
+    outcome = edit(*out, *text, *wild, "--max-damage", 0, "--json")
+    assert outcome.code == 1 and "the edit did not pass" in outcome.stderr
+    failed = json.loads(outcome.stdout)["failed"]
+    assert "perplexity of held-out text rose" in failed
+    assert Patch.load(tmp_path / "patch").manifest.failed == failed
+    assert "FAILED its gates" in run("patch", "show", tmp_path / "patch").stdout

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bluedit.cli.gates import Gates, show_plan
 from bluedit.cli.options import (
     AsJson,
     Assignments,
@@ -35,9 +36,10 @@ from bluedit.cli.options import (
     read_method,
     read_templates,
 )
-from bluedit.errors import SettingsError
+from bluedit.errors import NotPassedError, SettingsError
 
 if TYPE_CHECKING:
+    from bluedit.datasets import Case
     from bluedit.editing import Setup
     from bluedit.edits import Edit, Ledger
     from bluedit.facts import Fact
@@ -77,6 +79,20 @@ def edit(
         Path | None,
         typer.Option("--session", help="Save the session in this folder after each batch; the same command resumes it."),
     ] = None,
+    max_damage: Annotated[
+        float | None,
+        typer.Option(
+            "--max-damage",
+            min=0,
+            metavar="X",
+            help="Fail if specificity falls by more than X points, or perplexity on --text rises by more than X percent. The "
+            "patch is then written, marked as failed, and the exit code is 1.",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="CORPUS", help="Held-out text for --max-damage: text:FILE, as a corpus.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the edit would do and take, and edit nothing.")] = False,
     templates: Templates = None,
     limit: Limit = None,
     on_conflict: OnConflict = "error",
@@ -101,13 +117,14 @@ def edit(
     # What can be wrong without the model is looked at before the model is loaded.
     chosen = read_method(method, strategy)
     chosen.override(overrides)
-    ledger = _ledger(model, out, session, batch_size)
+    ledger = _ledger(model, out, session, batch_size, dry_run)
     from bluedit.datasets import read_known
     from bluedit.facts import check_on_conflict
     from bluedit.tuning import read_tuning
 
     conflict = check_on_conflict(on_conflict)
-    checked = _read_facts(facts, limit, conflict)
+    checked, cases = _read_facts(facts, limit, conflict)
+    gates = Gates(checked, cases, max_damage, text)
     traced = read_known(trace_facts) if trace_facts else None
     tuned = read_tuning(settings) if settings else None
     chosen.check_batch(min(batch_size or len(checked), len(checked)))
@@ -120,7 +137,7 @@ def edit(
     from bluedit.statistics import Statistics, read_corpus
     from bluedit.storage.files import writable_target
 
-    if out:
+    if out and not dry_run:
         writable_target(out, replace=force, kind=PATCH)
     source = Statistics(read_corpus(corpus), samples) if corpus else None
     with _claims(out, session), console.bars(f"loading {model}") as bars:
@@ -132,23 +149,45 @@ def edit(
             critical = traced_layers(editable, model, chosen, traced, seed, bars)
         if tuned:
             overrides = tuned.settings_for(editable, chosen) | overrides
-            critical = critical or tuned.layers
         bars("preparing the edit", 0, None)
         setup = prepare(
-            editable, method=chosen, layers=critical, settings=overrides, corpus=source, templates=contexts, seed=seed,
-            on_conflict=conflict,
+            editable, method=chosen, layers=critical or (tuned.layers if tuned else None), settings=overrides, corpus=source,
+            templates=contexts, seed=seed, on_conflict=conflict,
         )  # fmt: skip
+        with _as_edited(ledger, editable):
+            gates.before(editable, batch_size, bars)
+        if dry_run:
+            return show_plan(editable, setup, len(checked), batch_size, gates, as_json)
         _say_memory(editable, setup)
         if ledger:
             patch = edit_into_ledger(ledger, editable, setup, checked, batch_size, progress=bars)
         else:
             patch = edit_in_sequence(editable, setup, checked, batch_size or max(1, len(checked)), session, bars)
+        with _as_edited(ledger or patch, editable):
+            patch = patch.redescribed(failed=gates.after(editable, bars))
         if out:
             patch.save(out, replace=force)
-    _report(patch, out, model, ledger, as_json)
+    _report(patch, out, model, ledger, gates, as_json)
+    return None
 
 
-def _ledger(model: str, out: Path | None, session: Path | None, batch_size: int | None) -> Ledger | None:
+@contextmanager
+def _as_edited(edited: Ledger | Edit | None, model: EditableModel) -> Generator[None]:
+    """The model with an edit, or as the head of a ledger has it, while the block runs."""
+    from bluedit.edits import Edit
+    from bluedit.edits.base import arrange
+
+    if isinstance(edited, Edit):
+        edited.apply(model, check=False)
+    elif edited is not None:
+        edited.restore(model)
+    try:
+        yield
+    finally:
+        arrange([], model)
+
+
+def _ledger(model: str, out: Path | None, session: Path | None, batch_size: int | None, dry_run: bool) -> Ledger | None:
     """The ledger that `--model` names, if it is one.
 
     **Raises** :class:`~bluedit.errors.SettingsError` for options that do not go together.
@@ -156,7 +195,7 @@ def _ledger(model: str, out: Path | None, session: Path | None, batch_size: int 
     from bluedit.edits.ledger import Ledger, is_ledger
 
     if not is_ledger(model):
-        if out is None:
+        if out is None and not dry_run:
             raise SettingsError("say where the patch goes: --out PATCH; only a ledger (`bluedit log`) keeps its edits itself")
         if session and not batch_size:
             raise SettingsError("--session saves a sequence of batches; set the number of facts per batch with --batch-size")
@@ -185,25 +224,31 @@ def _claims(*paths: Path | None) -> Generator[None]:
         yield
 
 
-def _report(patch: Edit, out: Path | None, model: str, ledger: Ledger | None, as_json: bool) -> None:
+def _report(patch: Edit, out: Path | None, model: str, ledger: Ledger | None, gates: Gates, as_json: bool) -> None:
     from bluedit.cli import console
 
     if as_json:
         from bluedit.results.edits import EditResult
 
-        console.emit(EditResult.of({"patch": str(out) if out else None, **_document(patch)}))
-        return
-    from bluedit.cli.patch import describe
+        document = {"patch": str(out) if out else None, **_document(patch), **gates.as_dict()}
+        console.emit(EditResult.of(document | {"failed": patch.manifest.failed}))
+    else:
+        from bluedit.cli.patch import describe
 
-    console.show(describe(patch))
-    if ledger:
-        console.say(f"version {ledger.head.number} of {model}; undo it with: bluedit log undo {model}")
-    if out:
-        console.say(f"written to {out}; apply it with: bluedit patch apply {out} --model {model} --out FOLDER")
+        console.show(describe(patch))
+        gates.show()
+        if ledger:
+            console.say(f"version {ledger.head.number} of {model}; undo it with: bluedit log undo {model}")
+        if out:
+            console.say(f"written to {out}; apply it with: bluedit patch apply {out} --model {model} --out FOLDER")
+    if patch.manifest.failed:
+        raise NotPassedError(f"the edit did not pass: {patch.manifest.failed}")
 
 
-def _read_facts(path: Path, limit: int | None, on_conflict: Literal["error", "last", "keep"]) -> tuple[Fact, ...]:
-    """The facts of a file, checked together.
+def _read_facts(
+    path: Path, limit: int | None, on_conflict: Literal["error", "last", "keep"]
+) -> tuple[tuple[Fact, ...], list[Case]]:
+    """The facts of a file, checked together, and the cases that they are from.
 
     **Raises** :class:`~bluedit.errors.DatasetError` for facts that contradict one another.
     """
@@ -213,9 +258,11 @@ def _read_facts(path: Path, limit: int | None, on_conflict: Literal["error", "la
 
     try:
         cases = read_cases(path, limit=limit, on_conflict=on_conflict)
-        return check_facts((fact for case in cases for fact in case.facts), on_conflict=on_conflict)
+        facts = check_facts((fact for case in cases for fact in case.facts), on_conflict=on_conflict)
     except FactError as error:
         raise DatasetError(str(path), [str(error)]) from error
+    kept = {(fact.prompt, fact.subject, fact.target) for fact in facts}
+    return facts, [case for case in cases if (case.fact.prompt, case.fact.subject, case.fact.target) in kept]
 
 
 def _say_memory(editable: EditableModel, setup: Setup) -> None:

@@ -88,6 +88,8 @@ def apply(
         console.say(f"copied as they are, without the patch: {', '.join(others)}")
     from bluedit.results.edits import PatchApplyResult
 
+    if loaded.manifest.failed:
+        console.warn(f"this patch did not pass when it was made: {loaded.manifest.failed}")
     result = PatchApplyResult(checkpoint=str(out), model=model, patch=str(patch), weights=sorted(loaded.changes))
     _report(as_json, result, f"written to {out}")
 
@@ -170,9 +172,10 @@ def describe(patch: Edit) -> Any:
     manifest = patch.manifest
     settings = ", ".join(f"{name}={short(value)}" for name, value in manifest.settings.items())
     layers = f"critical layers {', '.join(map(str, manifest.layers))}, " if manifest.layers else ""
+    failed = f"\nFAILED its gates: {manifest.failed}" if manifest.failed else ""
     head = (
         f"{len(manifest.facts)} facts edited into {manifest.model} with {manifest.method}, {manifest.strategy}, "
-        f"{layers}in {manifest.seconds:.1f} s\n{settings}"
+        f"{layers}in {manifest.seconds:.1f} s\n{settings}{failed}"
     )
     weights = Table(["weight", "change", "rank", "||D||", "||D|| / ||W||", "condition of C", "null space"], text=2)
     for name, record in manifest.weights.items():

@@ -117,6 +117,8 @@ class Manifest(BaseModel):
     """What a column of low-rank factors belongs to; a constraint on the whole change leaves singular directions."""
     weights: dict[str, WeightRecord]
     optimisation: tuple[OptimisationRecord, ...] = ()
+    failed: str | None = None
+    """Why the edit did not pass its gates (`--max-damage`); None where it did, or there were none."""
     seconds: float = 0.0
     versions: dict[str, str] = {}
 

@@ -65,6 +65,7 @@ def merge_manifests(manifests: Sequence[Manifest]) -> Manifest:
         "facts": tuple(fact for one in manifests for fact in one.facts),
         "columns": "facts" if all(one.columns == "facts" for one in manifests) else "directions",
         "batches": tuple(count for one in manifests for count in one.batches or (len(one.facts),)),
+        "failed": next((one.failed for one in manifests if one.failed), None),
         "seconds": round(sum(one.seconds for one in manifests), 3),
     }
     return first.model_copy(update=whole)

@@ -34,12 +34,17 @@ class Verdict:
 
 
 def verify_facts(
-    model: EditableModel | Respondent, facts: Sequence[Fact], *, progress: Callable[[int, int], object] | None = None
+    model: EditableModel | Respondent,
+    facts: Sequence[Fact],
+    *,
+    explain: bool = True,
+    progress: Callable[[int, int], object] | None = None,
 ) -> tuple[Verdict, ...]:
     """Ask a model, as it is now, for every fact.
 
     **Arguments**
 
+    - `explain`: let the model say what it says instead, where a fact does not hold.
     - `progress`: called as `progress(done, total)` in facts.
 
     **Raises** what :meth:`~bluedit.models.respondent.Respondent.answer` does.
@@ -49,9 +54,11 @@ def verify_facts(
     total = len(set(queries))
     report = None if progress is None else lambda done: progress(done, total)
     answers = respondent.answer(queries, progress=report, names={fact.text: f"fact {fact.id}" for fact in facts})
-    failing = [fact for fact in facts if not all(answers[fact.text, fact.target].correct)]
-    texts = respondent.generate([fact.text for fact in failing], max_new_tokens=_TOKENS) if failing else []
-    said = {fact.id: text.removeprefix(fact.text).strip() for fact, text in zip(failing, texts, strict=True)}
+    holds = [all(answers[query].correct) for query in queries]
+    asked = [fact.text for fact, one in zip(facts, holds, strict=True) if explain and not one]
+    texts = respondent.generate(asked, max_new_tokens=_TOKENS) if asked else []
+    said = {prompt: text.removeprefix(prompt).strip() for prompt, text in zip(asked, texts, strict=True)}
     return tuple(
-        Verdict(fact, fact.id not in said, answers[fact.text, fact.target].log_prob, said.get(fact.id)) for fact in facts
+        Verdict(fact, one, answers[query].log_prob, None if one else said.get(fact.text))
+        for fact, query, one in zip(facts, queries, holds, strict=True)
     )

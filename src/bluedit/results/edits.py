@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bluedit.results.records import Record
+from bluedit.results.records import Interval, Record
 
-__all__ = ["EditResult", "PatchApplyResult", "PatchRevertResult", "PatchShowResult"]
+__all__ = ["EditPlanResult", "EditResult", "PatchApplyResult", "PatchRevertResult", "PatchShowResult"]
 
 
 class EditedFact(Record):
@@ -39,6 +39,33 @@ class ChangedWeight(Record):
     met: float | None = None
 
 
+class FactCaution(Record):
+    """Something worth knowing before an edit: `believed`, `same-key` or `fragmented`, the ids of the facts, one sentence."""
+
+    kind: str
+    facts: list[str]
+    text: str
+
+
+class NotTaken(Record):
+    """A fact that the edited model does not say: its mean log-probability per token, and what the model says."""
+
+    id: str
+    log_prob: float
+    says: str | None
+
+
+class DamageResult(Record):
+    """What an edit did to what it should leave alone, with 95 % intervals.
+
+    - `specificity`: points of NS lost; `perplexity`: its change on held-out text in percent; `kl`: in nats per token.
+    """
+
+    specificity: Interval | None = None
+    perplexity: Interval | None = None
+    kl: Interval | None = None
+
+
 class EditResult(Record):
     """`bluedit edit --json`.
 
@@ -48,6 +75,9 @@ class EditResult(Record):
     - `evaluations`, `losses`: by layer and id of a fact, how often the loss was evaluated, and its last value; `remaining`:
       what fraction of what was asked for the written weights leave open.
     - `seconds`: of editing.
+    - `cautions`: what was worth knowing about the facts before the edit.
+    - `holding`: how many facts the edited model says; `not_taken`: the others, with what it says instead.
+    - `damage`: what `--max-damage` measured; `failed`: why the edit did not pass, null where it did.
     """
 
     patch: str | None
@@ -62,6 +92,29 @@ class EditResult(Record):
     remaining: dict[str, dict[str, float]]
     weights: dict[str, ChangedWeight]
     seconds: float
+    cautions: list[FactCaution]
+    holding: int
+    not_taken: list[NotTaken]
+    damage: DamageResult | None = None
+    failed: str | None = None
+
+
+class EditPlanResult(Record):
+    """`bluedit edit --dry-run --json`: what the edit would do.
+
+    - `bytes`: of memory, by what for. `seconds`: estimated; null where it cannot be.
+    """
+
+    facts: int
+    batches: int
+    method: str
+    strategy: str
+    layers: list[int]
+    settings: dict[str, Any]
+    corpus: str | None
+    bytes: dict[str, int]
+    seconds: float | None
+    cautions: list[FactCaution]
 
 
 class ShownWeight(ChangedWeight):
@@ -116,6 +169,7 @@ class PatchShowResult(Record):
     columns: str
     weights: dict[str, ShownWeight]
     optimisation: list[Optimisation]
+    failed: str | None = None
     seconds: float
     versions: dict[str, str]
 

@@ -21,6 +21,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "bluedit demo --real": demos.RealDemoResult,
     "bluedit doctor": commands.DoctorResult,
     "bluedit edit": edits.EditResult,
+    "bluedit edit --dry-run": edits.EditPlanResult,
     "bluedit evaluate": evaluation.EvaluateResult,
     "bluedit get": commands.GetResult,
     "bluedit run": records.Table,
