@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from bluedit.cli import demo, doctor, edit, evaluate, get, known, log, patch, patch_facts, run, session, stats, trace, tune
+from bluedit.cli import analyze, demo, doctor, edit, evaluate, get, known, log, patch, patch_facts, run, session, stats, trace, tune
 from bluedit.version import __version__
 
 __all__ = ["app", "main"]
@@ -60,6 +60,7 @@ app.command("tune")(tune.tune)
 app.command("models")(known.models)
 app.command("methods")(known.methods)
 patch.app.registered_commands += patch_facts.app.registered_commands
+app.add_typer(analyze.app, name="analyze")
 app.add_typer(patch.app, name="patch")
 app.add_typer(log.app, name="log")
 app.add_typer(session.app, name="session")
