@@ -103,13 +103,14 @@ def _(result: CosineResult) -> Figure:
     for one in result.by_layer:
         axes.plot(
             _spread(one.layer, len(one.by_fact)), one.by_fact, ".", color=GREY.colour, markersize=2, alpha=0.35, zorder=1,
-            markeredgewidth=0,
+            markeredgewidth=0, label="single facts" if one is result.by_layer[0] else None,
         )  # fmt: skip
-    curve(axes, layers, [one.cosine for one in result.by_layer], BLUE, "mean")
+    curve(axes, layers, [one.cosine for one in result.by_layer], BLUE, "mean over facts")
     axes.axhline(0, color="0.6", linewidth=0.6)
     axes.set_ylim(min(0, *(value for one in result.by_layer for value in one.by_fact)) - 0.05, 1.05)
     axes.set_ylabel("cosine of computed and\ndistributed residual")
     layer_axis(axes, layers)
+    axes.legend(loc="lower right")
     return figure
 
 
