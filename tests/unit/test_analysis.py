@@ -27,15 +27,22 @@ from bluedit.datasets import Case
 from bluedit.editing import prepare, run_plan
 from bluedit.editors.closed_form.optimizer import optimise_values
 from bluedit.errors import InputError, SettingsError
-from bluedit.evaluation import score_cases
+from bluedit.evaluation import intervals, score_cases
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
 from bluedit.statistics import Statistics
+from bluedit.strategies import BOUNDARY
 
 pytestmark = pytest.mark.filterwarnings("ignore:the change of layer", "ignore:the written weights leave")
 
 TEMPLATES = ("{}", "I know that. {}")
-LAYERS = (0, 1, 3)
+LAYERS = (0, 1, 2)  # at the last layer of all nothing can be said of tokens to come
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here looks at how wide an interval is."""
+    monkeypatch.setattr(intervals, "_RESAMPLES", 40)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +53,7 @@ def cases(world_records: list[dict[str, Any]]) -> tuple[Case, ...]:
         fact = Fact(rewrite["prompt"], rewrite["subject"], rewrite["target_new"]["str"], id=f"w{number}")
         found.append(
             Case(
-                fact,
+                fact=fact,
                 true_target=rewrite["target_true"]["str"],
                 paraphrases=tuple(record["paraphrase_prompts"][:1]),
                 neighborhood=tuple(record["neighborhood_prompts"][:1]),
@@ -148,7 +155,7 @@ def test_contribution_is_the_gain_in_probability(make: Make, method: str, site: 
 
 
 def test_cosine_and_gap_are_those_of_the_optimised_residuals(make: Make) -> None:
-    study = make()
+    study = make(early_stop_loss=0)  # else some residual may be 0
     deltas = {layer: study.residuals(layer).numpy() for layer in LAYERS}
     last = deltas[LAYERS[-1]]
     cosines, gaps = measure_cosine(study)["by_layer"], measure_gap(study)["by_layer"]
@@ -170,6 +177,11 @@ def test_cosine_and_gap_are_those_of_the_optimised_residuals(make: Make) -> None
     )
 
 
+def test_a_fact_without_a_residual_has_no_cosine(make: Make) -> None:
+    found = measure_cosine(make(early_stop_loss=1e9))["by_layer"]
+    assert [(one["cosine"], one["by_fact"]) for one in found] == [(None, [None] * 4)] * 3
+
+
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
@@ -186,10 +198,10 @@ def test_steps_of_facts_that_are_done_at_once_or_never(
 
 
 def test_steps_in_between_are_the_evaluations_that_did_not_end_a_fact(make: Make) -> None:
-    study = make(v_num_grad_steps=12)
+    study = make(v_num_grad_steps=12, early_stop_loss=0)
     facts = [case.fact for case in study.cases]
     values = optimise_values(study.model, facts, 0, TEMPLATES, study.setup.settings)  # type: ignore[arg-type]
-    middle = sorted(values.losses)[1] * 1.2  # some facts come below this, some do not
+    middle = 1.001 * min(values.losses)  # one fact comes below this, others do not
     values = optimise_values(
         study.model, facts, 0, TEMPLATES, study.setup.settings.override({"early_stop_loss": middle})  # type: ignore[arg-type]
     )  # fmt: skip
@@ -290,8 +302,8 @@ def test_single_layers_are_edited_with_either_residual(make: Make) -> None:
 def test_pairs_are_blue_at_two_layers(make: Make) -> None:
     study = make()
     found = measure_pairs(study)
-    assert [(one["first"], one["last"]) for one in found["pairs"]] == [(0, 0), (0, 1), (0, 3), (1, 1), (1, 3), (3, 3)]
-    patch = run_plan(study.model, replace(study.plan, method=study.setup.method.with_strategy("boundary")))  # type: ignore[arg-type]
+    assert [(one["first"], one["last"]) for one in found["pairs"]] == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+    patch = run_plan(study.model, replace(study.plan, method=study.setup.method.with_strategy(BOUNDARY)))
     with patch.applied(study.model, check=False):
         assert found["pairs"][2]["scores"] == score_cases(study.model, study.cases).as_dict()
     assert found["best"] in found["equal"]
@@ -317,7 +329,7 @@ def test_hidden_states_are_those_of_the_edited_model(make: Make, world_records: 
     study = make()
     prompts = [replace(study.cases[0], fact=Fact("{} was born in", f"Subject {number}", "x")) for number in range(12)]
     found = measure_hidden_states(study, prompts=prompts, batch_size=2)
-    assert (found["layer"], found["prompts"], found["batch_size"]) == (3, 12, 2)
+    assert (found["layer"], found["prompts"], found["batch_size"]) == (2, 12, 2)
     assert [one["strategy"] for one in found["by_strategy"]] == ["even", "boundary"]
     assert {name: len(points) for name, points in found["points"].items()} == {"before": 12, "even": 12, "boundary": 12}
     assert all(one["shift"].value > 0 for one in found["by_strategy"])

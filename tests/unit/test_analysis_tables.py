@@ -12,6 +12,7 @@ from bluedit.analysis.place import ANALYSIS, Place, at
 from bluedit.analysis.table_text import latex, markdown, said, write_tables
 from bluedit.analysis.tables import paper_tables, tally_of
 from bluedit.errors import InputError
+from bluedit.evaluation import intervals
 from bluedit.evaluation.scoring import tally
 from bluedit.results import Before, Interval, RunResult, Table
 from bluedit.results.analysis import TablesResult
@@ -74,6 +75,12 @@ def experiment(folder: Path, runs: list[RunResult]) -> Path:
     )  # fmt: skip
     write_document(folder / "table.json", table.as_dict(), kind="table")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How wide an interval is matters to no test here."""
+    monkeypatch.setattr(intervals, "_RESAMPLES", 200)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from bluedit.analysis.style import (
     VERMILION,
     curve,
     layer_axis,
+    log_axis,
     new_figure,
     save,
     styled,
@@ -75,7 +76,7 @@ def _(result: StepsResult) -> Figure:
         f"at most {result.most}", (1, result.most), xycoords=("axes fraction", "data"), xytext=(0, -2),
         textcoords="offset points", ha="right", va="top", fontsize=6.5, color=GREY.colour,
     )  # fmt: skip
-    axes.set_ylim(0, result.most * 1.08)
+    axes.set_ylim(0, result.most * 1.15)
     axes.set_ylabel("optimisation steps")
     layer_axis(axes, layers)
     return figure
@@ -100,17 +101,19 @@ def _(result: CosineResult) -> Figure:
     figure = new_figure(1.9)
     axes = figure.subplots()
     layers = [one.layer for one in result.by_layer]
-    for one in result.by_layer:
+    known = [(one.layer, one.cosine) for one in result.by_layer if one.cosine is not None]
+    points = [(one.layer, [value for value in one.by_fact if value is not None]) for one in result.by_layer]
+    for number, (layer, values) in enumerate(points):
         axes.plot(
-            _spread(one.layer, len(one.by_fact)), one.by_fact, ".", color=GREY.colour, markersize=2, alpha=0.35, zorder=1,
-            markeredgewidth=0, label="single facts" if one is result.by_layer[0] else None,
+            _spread(layer, len(values)), values, ".", color=GREY.colour, markersize=3, alpha=0.45, zorder=1,
+            markeredgewidth=0, label=None if number else "single facts",
         )  # fmt: skip
-    curve(axes, layers, [one.cosine for one in result.by_layer], BLUE, "mean over facts")
+    curve(axes, [layer for layer, _ in known], [cosine for _, cosine in known], BLUE, "mean over facts")
     axes.axhline(0, color="0.6", linewidth=0.6)
-    axes.set_ylim(min(0, *(value for one in result.by_layer for value in one.by_fact)) - 0.05, 1.05)
+    axes.set_ylim(min([0.0, *(value for _, values in points for value in values)]) - 0.05, 1.05)
     axes.set_ylabel("cosine of computed and\ndistributed residual")
     layer_axis(axes, layers)
-    axes.legend(loc="lower right")
+    _legend_above(figure, axes)
     return figure
 
 
@@ -119,7 +122,7 @@ def _(result: GapResult) -> Figure:
     figure = new_figure(2.0)
     axes = figure.subplots()
     layers = [one.layer for one in result.by_layer]
-    curve(axes, layers, [one.gap for one in result.by_layer], BLUE, "‖δˡ* - δᴸ‖, gap")
+    curve(axes, layers, [one.gap for one in result.by_layer], BLUE, "‖δˡ* \N{MINUS SIGN} δᴸ‖, gap")
     curve(axes, layers, [one.computed for one in result.by_layer], GREEN, "‖δˡ*‖, computed residual")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("norm, mean over facts\n(hidden-state units)")
@@ -170,11 +173,10 @@ def _(result: BoundsResult) -> Figure:
             [place(one) for one in broken], [one.error for one in broken], linestyle="none", marker="x", markersize=8,
             color=VERMILION.colour, label="violated" if broken else None,
         )  # fmt: skip
-        axes.set_yscale("log")
-        axes.set_xlabel(label)
         if bounds is result.by_batch:
             axes.set_xscale("log")
-            axes.minorticks_off()
+        log_axis(axes)
+        axes.set_xlabel(label)
         axes.set_xticks(sorted(set(places)), [f"{one:g}" for one in sorted(set(places))])
     panels[1].set_ylabel("spectral norm of the weight shift")
     _legend_above(figure, panels[0])

@@ -21,8 +21,8 @@ def measure_cosine(study: Study, place: Place | None = None, progress: Progress 
     """cos(delta_l*, delta_l) of the computed and the distributed residual per critical layer; a `CosineResult`'s entries.
 
     A share of a vector has its direction: this is the cosine with the last layer's residual whatever the distribution. It is 1
-    at the last layer. A fact whose residual is 0 at one of the layers, the model having said the target before, has none and
-    counts as 0.
+    at the last layer. A fact whose residual is 0 at one of the two, the model having said the target before, has no cosine
+    there, and is left out of the mean.
 
     **Cost** values at every critical layer.
     """
@@ -31,9 +31,11 @@ def measure_cosine(study: Study, place: Place | None = None, progress: Progress 
     by_layer: list[dict[str, Any]] = []
     for layer in study.layers:
         own_DN = study.residuals(layer, progress).double()
-        cosines_N = torch.nn.functional.cosine_similarity(own_DN, last_DN, dim=0)
-        values = [round(one, 5) for one in cosines_N.tolist()]
-        by_layer.append({"layer": layer, "cosine": mean(cosines_N), "by_fact": values})
+        norms_N = own_DN.norm(dim=0) * last_DN.norm(dim=0)
+        cosines_N = (own_DN * last_DN).sum(0) / norms_N
+        values = [round(one, 5) if size else None for one, size in zip(cosines_N.tolist(), norms_N.tolist(), strict=True)]
+        found = [one for one in values if one is not None]
+        by_layer.append({"layer": layer, "cosine": mean(found) if found else None, "by_fact": values})
     return {"by_layer": by_layer}
 
 

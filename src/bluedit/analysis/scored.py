@@ -39,21 +39,22 @@ def measure_single_layer(study: Study, place: Place | None = None, progress: Pro
         return work.edited(study.planned(study.alone(int(layer), computed=kind == "computed")))
 
     parts = (place or Place()).each(["before", *keys], "single layers, edits", one, progress)
+    scores = {key: _scores(part) for key, part in parts.items()}
     by_layer: list[dict[str, Any]] = []
     for layer in study.layers:
-        computed, distributed = (parts[f"{kind} {layer}"] for kind in ("computed", "distributed"))
+        computed, distributed = f"computed {layer}", f"distributed {layer}"
         by_layer.append(
             {
                 "layer": layer,
                 "share": study.share(layer),
-                "computed": _scores(computed).as_dict(),
-                "distributed": _scores(distributed).as_dict(),
-                "difference": _differences(_scores(computed), _scores(distributed)),
-                "computed_norm": computed["relative_norm"][str(layer)],
-                "distributed_norm": distributed["relative_norm"][str(layer)],
+                "computed": scores[computed].as_dict(),
+                "distributed": scores[distributed].as_dict(),
+                "difference": _differences(scores[computed], scores[distributed]),
+                "computed_norm": parts[computed]["relative_norm"][str(layer)],
+                "distributed_norm": parts[distributed]["relative_norm"][str(layer)],
             }
         )
-    return {"before": _scores(parts["before"]).as_dict(), "by_layer": by_layer}
+    return {"before": scores["before"].as_dict(), "by_layer": by_layer}
 
 
 def measure_pairs(
@@ -73,25 +74,24 @@ def measure_pairs(
     def one(key: str) -> Mapping[str, Any]:
         if key == "before":
             return work.scored()
-        pair = dict.fromkeys(map(int, key.split("-")))
-        return work.edited(study.planned(explicit([(layer, layer, 1.0) for layer in pair])))
+        layers = dict.fromkeys(_pair(key))  # one where both are the same
+        return work.edited(study.planned(explicit([(layer, layer, 1.0) for layer in layers])))
 
     parts = (place or Place()).each(["before", *keys], "pairs of layers", one, progress)
+    scores = {key: _scores(part) for key, part in parts.items()}
+    name = "S" if "S" in scores["before"].estimates else "EA"  # cases without neighborhoods have no S
+    best = max(keys, key=lambda key: scores[key][name].value)
+    equal = [key for key in keys if (found := compare(scores[key], scores[best], name)) is None or found.high >= 0]
     pairs: list[dict[str, Any]] = []
     for key in keys:
-        first, last = map(int, key.split("-"))
+        first, last = _pair(key)
         found = {name: value for name, value in parts[key].items() if name != "outcomes"}
-        pairs.append({"first": first, "last": last, "scores": _scores(parts[key]).as_dict(), **found})
-    before = _scores(parts["before"]).as_dict()
-    best = max(pairs, key=lambda pair: pair["scores"].get("S", pair["scores"]["EA"])["value"])
-    equal = [[pair["first"], pair["last"]] for pair in pairs if not _clearly_lower(parts, pair, best)]
-    return {"before": before, "pairs": pairs, "best": [best["first"], best["last"]], "equal": equal}
+        pairs.append({"first": first, "last": last, "scores": scores[key].as_dict(), **found})
+    return {"before": scores["before"].as_dict(), "pairs": pairs, "best": _pair(best), "equal": [_pair(key) for key in equal]}
 
 
-def _clearly_lower(parts: Mapping[str, Mapping[str, Any]], pair: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
-    one, other = (_scores(parts[f"{each['first']}-{each['last']}"]) for each in (pair, best))
-    difference = compare(one, other, "S" if "S" in one.estimates else "EA")
-    return difference is not None and difference.high < 0
+def _pair(key: str) -> list[int]:
+    return [int(layer) for layer in key.split("-")]
 
 
 class _Work:

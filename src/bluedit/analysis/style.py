@@ -29,6 +29,7 @@ __all__ = [
     "Look",
     "curve",
     "layer_axis",
+    "log_axis",
     "new_figure",
     "save",
     "styled",
@@ -118,6 +119,16 @@ def layer_axis(axes: Axes, layers: Sequence[int], *, label: bool = True) -> None
     axes.set_xticks(list(layers)[::every])
     if label:
         axes.set_xlabel("layer")
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic axis along y with plain numbers at 1, 2 and 5 of every power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

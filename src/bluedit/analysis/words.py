@@ -62,7 +62,7 @@ def _(result: ContributionResult) -> Words:
 
 @in_words.register
 def _(result: CosineResult) -> Words:
-    rows = [(str(one.layer), _three(one.cosine)) for one in result.by_layer]
+    rows = [(str(one.layer), _three(one.cosine) if one.cosine else "-") for one in result.by_layer]
     return Words(_title(result, "cosine of computed and distributed residuals"), ("layer", "cosine"), rows)
 
 

@@ -106,11 +106,14 @@ class ContributionResult(AnalysisResult):
 
 
 class LayerCosine(Record):
-    """The cosine of the computed and the distributed residual of a layer, the mean over facts; `by_fact`: each fact's."""
+    """The cosine of the computed and the distributed residual of a layer, the mean over facts; `by_fact`: each fact's.
+
+    Null: one of the residuals is 0.
+    """
 
     layer: int
-    cosine: Interval
-    by_fact: list[float]
+    cosine: Interval | None
+    by_fact: list[float | None]
 
 
 class CosineResult(AnalysisResult):
