@@ -191,13 +191,22 @@ def _(result: HiddenStatesResult) -> Figure:
     for axes, one in zip(panels, result.by_strategy, strict=True):
         look = BLUE if one.strategy == "boundary" else ORANGE
         name = "BLUE" if one.strategy == "boundary" else one.strategy
+        # Open markers over dots: neither hides the other.
         for points, style, said in ((BEFORE, GREY, "before"), (one.strategy, look, f"after, {name}")):
             x, y = zip(*result.points[points], strict=True)
-            marker = "." if points == BEFORE else look.marker
-            axes.scatter(
-                x, y, s=size * (1.6 if points == BEFORE else 1.0), marker=marker, color=style.colour, label=said, alpha=0.6,
-                linewidths=0,
-            )  # fmt: skip
+            if points == BEFORE:
+                axes.scatter(x, y, s=0.8 * size, marker="o", color=style.colour, label=said, alpha=0.7, linewidths=0)
+            else:
+                axes.scatter(
+                    x,
+                    y,
+                    s=2 * size,
+                    marker=style.marker,
+                    facecolors="none",
+                    edgecolors=style.colour,
+                    label=said,
+                    linewidths=0.6,
+                )
         axes.set_title(f"{name}: shift {one.shift.value:.2f}\n[{one.shift.low:.2f}, {one.shift.high:.2f}]", fontsize=7.5)
         axes.set(xticks=[], yticks=[], xlabel="t-SNE 1")
     panels[0].set_ylabel("t-SNE 2")
