@@ -92,3 +92,27 @@ def test_a_folder_of_another_analysis_is_left_alone(analyze: Run, tmp_path: Path
     assert other.code == 2
     assert "holds another analysis" in other.stderr
     assert analyze("gap", "--out", tmp_path / "out", "--force").code == 0
+
+
+def test_tables_of_an_experiment(run: Run, saved_tiny_gpt2: Path, corpus_file: Path, tmp_path: Path) -> None:
+    settings = "layers = '0-1'\nsettings = { v_num_grad_steps = 2, shrinkage = 0.1 }\n"
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"name = 'tiny'\nmodel = '{saved_tiny_gpt2}'\ndataset = 'world:counterfact:0:0:person'\nfacts = 2\nbatch_size = 1\n"
+        f"corpus = 'text:{corpus_file}'\n[[runs]]\nmethod = 'memit'\n{settings}"
+        f"[[runs]]\nmethod = 'memit'\nstrategy = 'boundary'\n{settings}"
+    )
+    assert run("run", recipe, "--out", tmp_path / "experiment").code == 0
+    out = tmp_path / "tables"
+    document = run("analyze", "tables", tmp_path / "experiment", "--out", out, "--json").document
+    assert [table["number"] for table in document["tables"]] == [2, 3]
+    (row,) = document["tables"][0]["rows"]
+    for name, gain in row["gain"].items():
+        assert gain["value"] == pytest.approx(row["blue"][name]["value"] - row["own"][name]["value"], abs=0.02)
+    assert document["tables"][0]["tally"]["cells"] == 3
+    files = {"analysis.json", "result.json", "gains.pdf", "gains.png", "table-2.md", "table-2.tex", "table-3.md", "table-3.tex"}
+    assert {path.name for path in out.iterdir()} == files
+    assert "BLUE better in" in run("analyze", "tables", tmp_path / "experiment").stdout
+    missing = run("analyze", "tables", tmp_path)
+    assert missing.code == 2
+    assert "holds no finished experiment" in missing.stderr

@@ -17,12 +17,16 @@ from torch import Tensor
 
 from bluedit.analysis import bounds as bounds_module
 from bluedit.analysis.bounds import batch_sizes, measure_bounds, product_norm, weight_shift
+from bluedit.analysis.figures import draw
 from bluedit.analysis.hidden_states import measure_hidden_states, shift
 from bluedit.analysis.residuals import measure_cosine, measure_gap
+from bluedit.analysis.running import analyse
 from bluedit.analysis.scored import measure_pairs, measure_single_layer
 from bluedit.analysis.simulated import measure_contribution, simulated_probabilities
 from bluedit.analysis.steps import measure_steps
 from bluedit.analysis.study import Study
+from bluedit.analysis.style import styled
+from bluedit.analysis.words import in_words
 from bluedit.datasets import Case
 from bluedit.editing import prepare, run_plan
 from bluedit.editors.closed_form.optimizer import optimise_values
@@ -30,6 +34,7 @@ from bluedit.errors import InputError, SettingsError
 from bluedit.evaluation import intervals, score_cases
 from bluedit.facts import Fact
 from bluedit.models import EditableModel
+from bluedit.results.analysis import BoundsResult
 from bluedit.statistics import Statistics
 from bluedit.strategies import BOUNDARY
 
@@ -266,20 +271,6 @@ def test_the_error_is_how_far_the_changes_of_two_edits_are_apart(make: Make, met
     assert (found["checked"], found["violated"]) == (3 + 7 + 2, 0)
 
 
-def test_a_violated_bound_is_counted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = weight_shift
-
-    def halved(*arguments: Any) -> Any:
-        found = original(*arguments)
-        return found._replace(first=found.first / 1000, second=found.second / 1000)
-
-    monkeypatch.setattr(bounds_module, "weight_shift", halved)
-    found = measure_bounds(make(), batch_size=4)
-    assert found["violated"] > 0
-    assert not found["by_layer"][0]["holds"]
-    assert found["by_layer"][0]["tightness"] > 1
-
-
 # -- scored edits ----------------------------------------------------------------------------------------------------
 
 
@@ -343,3 +334,26 @@ def test_methods_without_residuals_are_refused(make: Make) -> None:
         setup = prepare(study.model, method=method, layers=layers, corpus=study.setup.statistics, templates=TEMPLATES)
         with pytest.raises(SettingsError, match="distributes no residual"):
             Study(study.model, study.cases, setup, "world")
+
+
+def test_a_violated_bound_is_shown(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = weight_shift
+
+    def halved(*arguments: Any) -> Any:
+        found = original(*arguments)
+        return found._replace(first=found.first / 1000, second=found.second / 1000)
+
+    study = make()
+    assert "the bound holds in all" in in_words(analyse("bounds", study, batch_size=4)).remarks[0]
+    monkeypatch.setattr(bounds_module, "weight_shift", halved)
+    result = analyse("bounds", study, batch_size=4)
+    assert isinstance(result, BoundsResult)
+    assert result.violated > 0
+    assert not result.by_layer[0].holds
+    assert result.by_layer[0].tightness > 1
+    words = in_words(result)
+    assert "THE BOUND IS VIOLATED" in words.remarks[0]
+    assert any("VIOLATED" in cell for row in words.rows for cell in row)
+    with styled():
+        figure = draw(result)
+    assert "violated" in [line.get_label() for axes in figure.axes for line in axes.lines]

@@ -68,7 +68,7 @@ def markdown(table: PaperTable) -> str:
 
 
 def latex(table: PaperTable) -> str:
-    """The table in LaTeX (package booktabs), intervals of gains as half widths."""
+    """The table in LaTeX (package booktabs), as wide as a page."""
     names = [name for name in _SCORES if any(name in row.own for row in table.rows)]
     rows: list[str] = []
     for row in table.rows:
@@ -82,7 +82,7 @@ def latex(table: PaperTable) -> str:
     caption = f"{_tex(table.title)}. {_tex(said(table))}. Gains in points, with 95\\,\\% intervals over cases."
     return "\n".join(
         [
-            r"\begin{table}",
+            r"\begin{table*}",
             r"\centering\small",
             rf"\caption{{{caption}}}",
             rf"\begin{{tabular}}{{lll{'r' * len(names)}}}",
@@ -92,7 +92,7 @@ def latex(table: PaperTable) -> str:
             *rows,
             r"\bottomrule",
             r"\end{tabular}",
-            r"\end{table}",
+            r"\end{table*}",
             "",
         ]
     )
@@ -121,7 +121,7 @@ def _tex(text: str) -> str:
 
 
 def _tex_value(one: Interval | None) -> str:
-    return "--" if one is None else f"{one.value:.1f}"
+    return "--" if one is None else f"{one.value:.1f} {{\\scriptsize[{one.low:.1f}, {one.high:.1f}]}}"
 
 
 def _tex_gain(one: Interval | None, *, plain: bool = False) -> str:

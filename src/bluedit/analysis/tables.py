@@ -86,11 +86,9 @@ def _table(number: int, rows: list[GainRow]) -> PaperTable:
 
 
 def _mean_gain(gains: Sequence[Interval]) -> Interval:
-    """The mean over rows; its interval is that of normal errors of the rows, which share no cases of one edit."""
-    values = [one.value for one in gains]
-    error = float(np.sqrt(np.square([(one.high - one.low) / 2 for one in gains]).sum())) / len(gains)
-    value = float(np.mean(values))
-    return Interval(value=round(value, 2), low=round(value - error, 2), high=round(value + error, 2), n=len(gains))
+    """The mean over rows. Rows share cases, and err together: the interval is as if they did so fully, the widest it can be."""
+    value, low, high = (round(float(np.mean([getattr(one, end) for one in gains])), 2) for end in ("value", "low", "high"))
+    return Interval(value=value, low=low, high=high, n=len(gains))
 
 
 def _rows(folder: Path) -> tuple[list[GainRow], list[str]]:

@@ -133,7 +133,8 @@ def _(result: TablesResult) -> Words:
     for table in (one for one in result.tables if one.number != 3):
         for row in table.rows:
             gains = (_signed(row.gain[name]) if name in row.gain else "-" for name in _SCORES)
-            rows.append((f"{table.number}", row.model, row.dataset, row.method, *gains))
+            method = f"{row.method} ({row.note})" if row.note else row.method
+            rows.append((f"{table.number}", row.model, row.dataset, method, *gains))
     remarks = tuple(f"table {table.number}: {said(table)}" for table in result.tables if table.number != 3)
     if result.unpaired:
         remarks += (f"without a counterpart, left out: {', '.join(result.unpaired)}",)
