@@ -179,7 +179,11 @@ def pairs(
     text_tokens: Annotated[int, typer.Option("--text-tokens", min=1, metavar="N", help="Tokens of it to predict.")] = 4000,
 ) -> None:
     """BLUE at all pairs of layers: scores, and what it does to held-out text."""
-    claim = {"text": text, "text_skip": text_skip, "text_tokens": text_tokens} if text else {}
+    claim: dict[str, Any] = {}
+    if text:
+        from bluedit.statistics import read_corpus
+
+        claim = {"text": read_corpus(text).identity, "text_skip": text_skip, "text_tokens": text_tokens}
 
     def prepare(bars: Bars, study: Study, others: list[Case]) -> dict[str, Any]:
         del others
