@@ -121,7 +121,7 @@ def _claim(name: str, study: Study, more: Mapping[str, Any]) -> dict[str, Any]:
         "analysis": name,
         "model_fingerprint": study.fingerprint,
         "dtype": str(study.model.dtype),
-        "chat": asdict(study.model.text.chat) if study.model.text.chat else None,
+        "chat": study.model.text.chat.identity if study.model.text.chat else None,
         "dataset": study.dataset,
         "cases": hashlib.sha256(cases.encode()).hexdigest()[:32],
         "method": setup.method.name,

@@ -19,7 +19,23 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from bluedit.cli import analyze, demo, doctor, edit, evaluate, get, known, log, patch, patch_facts, run, session, stats, trace, tune
+from bluedit.cli import (
+    analyze,
+    demo,
+    doctor,
+    edit,
+    evaluate,
+    get,
+    known,
+    log,
+    patch,
+    patch_facts,
+    run,
+    session,
+    stats,
+    trace,
+    tune,
+)
 from bluedit.version import __version__
 
 __all__ = ["app", "main"]
