@@ -21,7 +21,7 @@ FILES = {path.relative_to(SOURCE).with_suffix("").as_posix(): path for path in s
 FLOORS = (
     "errors", "renamed", "version", "precision", "progress", "strategies", "facts", "storage", "datasets", "models",
     "statistics", "edits", "editors", "methods", "editing", "sessions", "results", "reports", "evaluation", "tracing", "tuning",
-    "doctor", "experiments", "cli", "__main__",
+    "doctor", "experiments", "analysis", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a file imports from its own floor and those below."""
 

@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from bluedit.cli import (
+    analyze,
     demo,
     doctor,
     edit,
@@ -77,6 +78,7 @@ app.command("tune")(tune.tune)
 app.command("models")(known.models)
 app.command("methods")(known.methods)
 patch.app.registered_commands += patch_facts.app.registered_commands
+app.add_typer(analyze.app, name="analyze")
 app.add_typer(patch.app, name="patch")
 app.add_typer(log.app, name="log")
 app.add_typer(session.app, name="session")

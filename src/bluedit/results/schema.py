@@ -11,12 +11,21 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from bluedit.results import commands, demos, edits, evaluation, known, ledgers, records
+from bluedit.results import analysis, commands, demos, edits, evaluation, known, ledgers, records
 from bluedit.results.records import Record
 
 __all__ = ["DOCUMENTS", "schema"]
 
 DOCUMENTS: dict[str, type[Record]] = {
+    "bluedit analyze bounds": analysis.BoundsResult,
+    "bluedit analyze contribution": analysis.ContributionResult,
+    "bluedit analyze cosine": analysis.CosineResult,
+    "bluedit analyze gap": analysis.GapResult,
+    "bluedit analyze hidden-states": analysis.HiddenStatesResult,
+    "bluedit analyze pairs": analysis.PairsResult,
+    "bluedit analyze single-layer": analysis.SingleLayerResult,
+    "bluedit analyze steps": analysis.StepsResult,
+    "bluedit analyze tables": analysis.TablesResult,
     "bluedit demo": demos.DemoResult,
     "bluedit demo --real": demos.RealDemoResult,
     "bluedit doctor": commands.DoctorResult,

@@ -29,7 +29,7 @@ from bluedit.models import EditableModel
 from bluedit.progress import Progress, silent, stage
 from bluedit.strategies import Step
 
-__all__ = ["constrain_sequence", "edit_batch"]
+__all__ = ["constrain_sequence", "edit_batch", "values_at"]
 
 
 @torch.inference_mode(mode=False)
@@ -67,6 +67,22 @@ def edit_batch(
             work.keys = {layer: fact_keys(model, plan.facts, layer, plan.templates) for layer in changes}
     patch = _patch(work, changes, time.monotonic() - started + work.reused)
     return Edited(patch, {str(layer): keys for layer, keys in work.keys.items()} if method.caches_keys else {})
+
+
+def values_at(
+    model: EditableModel, plan: Plan, layer: int, progress: Progress = silent, store: ValueStore | None = None
+) -> tuple[Values, float]:
+    """Values of the plan's facts at `layer` for the model as it is edited now: those of the store, and the seconds they took
+    then; or optimised, and stored, and 0."""
+    if store is not None and (found := store.recall(model, plan, layer)) is not None:
+        return found
+    started = time.monotonic()
+    settings, objective = cast("ValueSettings", plan.settings), cast("ClosedForm", plan.method).objective
+    with stage(progress, f"optimising values at layer {layer}", len(plan.facts)) as advance:
+        values = optimise_values(model, plan.facts, layer, plan.templates, settings, objective, progress=advance)
+    if store is not None:
+        store.keep(model, plan, layer, values, time.monotonic() - started)
+    return values, 0.0
 
 
 def constrain_sequence(patch: Patch, setup: Setup, weights: Mapping[str, Tensor]) -> Patch:
@@ -109,26 +125,11 @@ class _Work:
     def target(self, layer: int) -> Tensor:
         """Targets at `layer`, (D, N), optimised the first time they are asked for, on the model as it is edited then."""
         if layer not in self.values:
-            self.values[layer] = self._optimised(layer)
+            self.values[layer], seconds = values_at(self.model, self.plan, layer, self.progress, self.store)
+            self.reused += seconds
         values = self.values[layer]
         self.records[layer] = OptimisationRecord(layer=layer, evaluations=values.evaluations, losses=values.losses)
         return values.targets_DN
-
-    def _optimised(self, layer: int) -> Values:
-        """Values at `layer` for the model as it is edited now: those of the store, or optimised, and stored."""
-        plan, store = self.plan, self.store
-        if store is not None and (found := store.recall(self.model, plan, layer)) is not None:
-            self.reused += found[1]
-            return found[0]
-        started = time.monotonic()
-        with stage(self.progress, f"optimising values at layer {layer}", len(plan.facts)) as advance:
-            settings = cast("ValueSettings", plan.settings)
-            values = optimise_values(
-                self.model, plan.facts, layer, plan.templates, settings, self.method.objective, progress=advance
-            )
-        if store is not None:
-            store.keep(self.model, plan, layer, values, time.monotonic() - started)
-        return values
 
     def least_squares(self, step: Step) -> Change:
         """R Q^T for one step: keys and gap measured on the model as it is edited now."""
