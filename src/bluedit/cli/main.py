@@ -19,7 +19,23 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from bluedit.cli import demo, doctor, edit, evaluate, get, known, log, patch, patch_facts, run, session, stats, trace, tune
+from bluedit.cli import (
+    demo,
+    doctor,
+    edit,
+    evaluate,
+    export,
+    get,
+    known,
+    log,
+    patch,
+    patch_facts,
+    run,
+    session,
+    stats,
+    trace,
+    tune,
+)
 from bluedit.version import __version__
 
 __all__ = ["app", "main"]
@@ -62,6 +78,7 @@ app.command("methods")(known.methods)
 patch.app.registered_commands += patch_facts.app.registered_commands
 app.add_typer(patch.app, name="patch")
 app.add_typer(log.app, name="log")
+app.add_typer(export.app, name="export")
 app.add_typer(session.app, name="session")
 
 
