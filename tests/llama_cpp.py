@@ -17,9 +17,17 @@ def greedy(
 
 
 def probabilities(
-    path: Path, prompts: Sequence[Sequence[int]], tokens: int, adapter: Path | None = None, context: int = 256
+    path: Path,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    adapter: Path | None = None,
+    context: int = 256,
+    banned: Sequence[int] = (),
 ) -> list[list[tuple[int, float]]]:
-    """The same with the log-probability of each token."""
+    """The same with the log-probability of each token. Tokens that are `banned` are never answered.
+
+    llama.cpp says nothing of tokens that end within a character.
+    """
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -29,10 +37,11 @@ def probabilities(
     if adapter is not None:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
     server: Any = xllamacpp.Server(params)
-    return [_answer(server, list(prompt), tokens) for prompt in prompts]
+    return [_answer(server, list(prompt), tokens, banned) for prompt in prompts]
 
 
-def _answer(server: Any, prompt: list[int], tokens: int) -> list[tuple[int, float]]:
-    request = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "logprobs": 1, "cache_prompt": False}
+def _answer(server: Any, prompt: list[int], tokens: int, banned: Sequence[int]) -> list[tuple[int, float]]:
+    request: dict[str, Any] = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "logprobs": 1, "cache_prompt": False}
+    request["logit_bias"] = [[token, False] for token in banned]
     answer = server.handle_completions(request)
     return [(int(one["id"]), float(one["logprob"])) for one in answer["choices"][0]["logprobs"]["content"]]

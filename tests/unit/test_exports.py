@@ -263,7 +263,7 @@ def test_texts_of_the_user_do_not_become_markup(adapter: Any) -> None:
     patch = Patch(adapter.patch.changes, adapter.patch.manifest.model_copy(update={"facts": facts}))
     text = card(adapter.exported, patch)("<!-- mark -->")
     assert "\n# head" not in text
-    assert r"\| \[x\](y) \<b\> \# head" in text
+    assert r"\| [x]\(y) \<b\> \# head" in text
     assert r"a\`b is" in text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,5 +90,4 @@ def with_original_file(blueprint: Blueprint, progress: Progress = silent) -> Blu
     if blueprint.gguf is not None or not folder.is_dir() or (folder / _RECORD).is_file():
         return blueprint
     file = original_file(folder, progress)
-    header = read_gguf(file) if file is not None else None
-    return Blueprint(blueprint.name, blueprint.source, blueprint.config, blueprint.network, header)
+    return blueprint if file is None else replace(blueprint, gguf=read_gguf(file))

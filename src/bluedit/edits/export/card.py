@@ -174,4 +174,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _plain(text: str) -> str:
     """A text of the user's in Markdown: one line, no markup of its own."""
     flat = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", flat)
+    return re.sub(r"([\\`*_<>|#]|(?<=\])\()", r"\\\1", flat)
