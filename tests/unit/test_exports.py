@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -335,3 +336,26 @@ def test_a_sharded_checkpoint_is_whole_in_plain_transformers(
     assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
     assert {path.name for path in source.iterdir()} == {path.name for path in out.iterdir()} - {"bluedit"}
     assert read_ledger(load_model(str(out), device="cpu"), out)[0].digest == patch.digest
+
+
+# -- the format, for other programs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["low rank", "masked", "dense"])
+def test_the_reader_in_the_documentation_reads_patches(
+    tiny_gpt2: EditableModel, make_patch: MakePatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The code of docs/patches.md is run, on every kind of change."""
+    patch = make_patch(tiny_gpt2, (1,), facts=3)
+    ((name, change),) = patch.changes.items()
+    assert isinstance(change, LowRank)
+    mask = torch.rand(change.shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    stored = {"low rank": change, "masked": Masked.of(change, mask), "dense": Dense(change.dense())}[kind]
+    Patch({name: stored}, patch.manifest).save(tmp_path / "patch.safetensors")
+    page = (Path(__file__).parents[2] / "docs" / "patches.md").read_text(encoding="utf-8")
+    block = page.partition("    import json, numpy\n")
+    code = block[1] + block[2].partition("\n\nWhere a program")[0]
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(textwrap.dedent(code), found)  # noqa: S102 (it is our own)
+    torch.testing.assert_close(torch.from_numpy(found["change"]), stored.dense())
