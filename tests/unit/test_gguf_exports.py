@@ -147,7 +147,7 @@ def test_every_type_is_what_it_says_and_its_error_is_measured(
     assert part.error == pytest.approx(error.norm().item() / change.norm(), abs=1e-6)
     assert part.error_at_keys is not None
     assert part.error_at_keys <= part.error + 1e-12
-    assert bool(exported.notes) == (part.error_at_keys > rounding.LOST)
+    assert bool(exported.warnings) == (part.error_at_keys > rounding.LOST)
 
 
 def test_an_edit_that_is_smaller_than_the_step_is_warned_about(
@@ -155,9 +155,9 @@ def test_an_edit_that_is_smaller_than_the_step_is_warned_about(
 ) -> None:
     base, small = read_blueprint(str(folders["F32"])), make_patch(models["F32"], (1,), scale=0.003)
     exported = export_gguf(small, tmp_path / "small.gguf", base, kind="q4_0")
-    assert "may lose the edit" in exported.notes[0]
+    assert "may lose the edit" in exported.warnings[0]
     large = make_patch(models["F32"], (1,), scale=3.0)
-    assert not export_gguf(large, tmp_path / "large.gguf", base, kind="q8_0").notes
+    assert not export_gguf(large, tmp_path / "large.gguf", base, kind="q8_0").warnings
     tiny = make_patch(models["F32"], (1,), scale=1e-5)
     kinds = [export_gguf(one, tmp_path / f"{n}.gguf", base).parts[0].kind for n, one in enumerate((large, tiny))]
     assert kinds == ["F16", "F32"], "auto takes float16 unless that loses the edit"

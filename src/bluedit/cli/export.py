@@ -184,6 +184,8 @@ def gguf(
             exported = _converted(loaded, out, blueprint, kind, check, force, bars)
         if asked.anything:
             _ask_plain(asked, loaded, _load(blueprint, loaded, device, module_map, trust_remote_code, bars), bars)
+        asked.verify = asked.verify or bool(exported.warnings)  # whether the edit survived is asked of the file itself
+        if asked.anything:
             written = blueprint_of_file(exported, blueprint)
             asked.ask("exported", _load(written, loaded, device, module_map, trust_remote_code, bars), loaded, bars)
         _finish(exported, loaded, asked)
@@ -323,18 +325,19 @@ def _report(exported: Exported, patch: Path, edit: Edit, asked: Asked, push: str
     with console.bars(f"uploading to {push}") if push else nullcontext():
         address = push_to_hub(exported, push) if push else None
     lost = asked.not_held(edit)
+    for warning in exported.warnings:
+        console.warn(warning)
     for note in exported.notes:
         console.say(f"note: {note}")
     if lost:
-        ours = [name for name in lost if name in asked.held["patched"]]
-        console.warn(
-            f"{len(lost)} of {len(edit.facts)} facts do not hold in the export: {', '.join(lost[:20])}; {len(ours)} of them "
-            "hold in the patched model"
-        )
+        ours = [name for name in lost if name in asked.held.get("patched", ())]
+        compared = f"; {len(ours)} of them hold in the patched model" if "patched" in asked.held else ""
+        console.warn(f"{len(lost)} of {len(edit.facts)} facts do not hold in the export: {', '.join(lost[:20])}{compared}")
     if as_json:
         document = {
             "path": str(exported.path), "kind": exported.kind, "card": str(exported.card), "base": exported.base,
-            "patch": str(patch), "notes": list(exported.notes), "scores": asked.scores, "not_held": lost, "uploaded": address,
+            "patch": str(patch), "notes": list(exported.notes), "warnings": list(exported.warnings),
+            "scores": asked.scores, "not_held": lost, "uploaded": address,
             "weights": [
                 {
                     "weight": part.weight, "stored": part.stored, "kind": part.kind, "rank": part.rank, "error": part.error,

@@ -29,7 +29,7 @@ class ExportResult(Record):
 
     - `path`, `kind`: what was written, and where; `card`: its model card.
     - `base`: the model that it belongs to; `patch`: what it was made from.
-    - `notes`: what is worth knowing.
+    - `notes`: what is worth knowing; `warnings`: what may be wrong with it.
     - `scores`: by `unedited`, `patched`, `exported`, where cases were given.
     - `not_held`: ids of facts that the export does not answer with their target, where it was asked.
     - `uploaded`: the address of the hub's repository.
@@ -42,6 +42,7 @@ class ExportResult(Record):
     patch: str
     weights: list[ExportedWeight]
     notes: list[str]
+    warnings: list[str]
     scores: dict[str, Scores]
     not_held: list[str] | None = None
     uploaded: str | None = None

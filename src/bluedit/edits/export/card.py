@@ -64,7 +64,7 @@ def _header(exported: Exported) -> str:
 
 def _introduction(exported: Exported, edit: Edit) -> str:
     count = len(edit.manifest.facts)
-    notes = "".join(f"\n- {_plain(note)}" for note in exported.notes)
+    notes = "".join(f"\n- {_plain(note)}" for note in (*exported.warnings, *exported.notes))
     return (
         f"# {count} {'fact' if count == 1 else 'facts'} edited into {_plain(_public(exported.base))}\n\n"
         f"This is {_WHAT[exported.kind]}. It makes the model answer the facts below with other targets than it did. Targets of "

@@ -206,13 +206,13 @@ def _marks(edit: Edit) -> Mapping[str, Setting]:
 
 
 def _exported(target: Path, base: Blueprint, edit: Edit, parts: Sequence[Part]) -> Exported:
-    notes: list[str] = []
+    warnings: list[str] = []
     lost = [part for part in parts if not rounding.survives(part.error_at_keys or 0.0)]
     if lost:
         worst = max(lost, key=lambda part: part.error_at_keys or 0.0)
-        notes.append(
+        warnings.append(
             f"{worst.kind} may lose the edit: rounding {worst.weight} is {worst.error:.0%} of the change, and "
             f"{worst.error_at_keys:.0%} of it where the facts read it; use --type f16, or ask the file for its facts with "
             "--verify"
         )
-    return Exported(path=target, kind="gguf", base=base.base_name, parts=tuple(parts), notes=tuple(notes))
+    return Exported(path=target, kind="gguf", base=base.base_name, parts=tuple(parts), warnings=tuple(warnings))

@@ -78,7 +78,13 @@ def export_lora(
         about = {"format": "bluedit-export", "format_version": 1, "kind": "lora", "patch": edit.digest}
         errors = {part.weight: {"rank": part.rank, "error": part.error} for part in parts}
         write_document(folder / RECORD, {**about, "weights": errors, "files": contents(folder)})
-    return Exported(path=target, kind="lora", base=config["base_model_name_or_path"], parts=parts, notes=_notes(factors, rank))
+    return Exported(
+        path=target,
+        kind="lora",
+        base=config["base_model_name_or_path"],
+        parts=parts,
+        notes=_notes(factors, rank, config["base_model_name_or_path"]),
+    )
 
 
 def factor_type(name: str) -> torch.dtype:
@@ -128,7 +134,7 @@ def _transposed(base: Blueprint, modules: Mapping[str, Factors]) -> bool:
     return stored == {"in_out"}
 
 
-def _notes(factors: Mapping[str, Factors], rank: int | None) -> tuple[str, ...]:
+def _notes(factors: Mapping[str, Factors], rank: int | None, base: str) -> tuple[str, ...]:
     largest = max(one.rank for one in factors.values())
     found: list[str] = []
     if largest > _VLLM_RANKS[-1]:
@@ -138,4 +144,8 @@ def _notes(factors: Mapping[str, Factors], rank: int | None) -> tuple[str, ...]:
         found.append(f"vLLM needs --max-lora-rank {needed} for it (its default is 16)")
     if rank is not None and (worst := max(one.error for one in factors.values())) > 0:
         found.append(f"compressed to rank {largest}: up to {worst:.2%} of a change is lost")
+    if Path(base).is_absolute():
+        found.append(
+            "adapter_config.json names a folder of this machine as the base model; before you share it, set --base-model"
+        )
     return tuple(found)

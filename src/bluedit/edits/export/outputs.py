@@ -44,13 +44,15 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written: where, as what, weight by weight, and what is worth knowing about it (`notes`)."""
+    """What was written: where, as what, weight by weight; what is worth knowing about it (`notes`), and what may be wrong with
+    it (`warnings`)."""
 
     path: Path
     kind: str
     base: str
     parts: tuple[Part, ...]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def card(self) -> Path:
