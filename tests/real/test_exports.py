@@ -1,4 +1,4 @@
-"""Exports of an edited SmolLM2 in llama.cpp and PEFT. `benchmarks/export_checks.py` does the same with more facts, and scores."""
+"""Exports of an edited SmolLM2 in llama.cpp and PEFT. `benchmarks/export_checks.py` asks more facts, and scores."""
 
 from __future__ import annotations
 
