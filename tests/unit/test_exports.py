@@ -313,7 +313,7 @@ def test_a_sharded_checkpoint_is_whole_in_plain_transformers(
     tiny_gpt2: EditableModel, make_patch: MakePatch, tmp_path: Path
 ) -> None:
     """Shards, tied weights, generation settings, tokenizer and chat template; logits as with the patch applied."""
-    from bluedit.edits.checkpoint import read_ledger, save_checkpoint
+    from bluedit.edits.checkpoint import read_applied, save_checkpoint
     from bluedit.models import load_model
 
     source, out = tmp_path / "model", tmp_path / "edited"
@@ -335,7 +335,7 @@ def test_a_sharded_checkpoint_is_whole_in_plain_transformers(
     assert plain.generation_config.max_new_tokens == 7
     assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
     assert {path.name for path in source.iterdir()} == {path.name for path in out.iterdir()} - {"bluedit"}
-    assert read_ledger(load_model(str(out), device="cpu"), out)[0].digest == patch.digest
+    assert read_applied(load_model(str(out), device="cpu"), out)[0].digest == patch.digest
 
 
 # -- the format, for other programs ----------------------------------------------------------------------------------
