@@ -25,6 +25,7 @@ from bluedit.cli import (
     doctor,
     edit,
     evaluate,
+    export,
     get,
     known,
     log,
@@ -81,6 +82,7 @@ patch.app.registered_commands += patch_facts.app.registered_commands
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(patch.app, name="patch")
 app.add_typer(log.app, name="log")
+app.add_typer(export.app, name="export")
 app.add_typer(session.app, name="session")
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bluedit.edits import Edit
     from bluedit.results import Record
 
-__all__ = ["app", "describe"]
+__all__ = ["PatchPath", "app", "describe"]
 
 app = typer.Typer(no_args_is_help=True, help="Show, compare, apply and revert patches; take single facts out.")
 
@@ -61,30 +61,19 @@ def apply(
     from bluedit.cli import console
 
     console.load()
+    from bluedit.cli.applying import write_checkpoint
     from bluedit.edits import load_edit
-    from bluedit.edits.checkpoint import other_weights, read_applied, save_checkpoint
-    from bluedit.models import load_model
-    from bluedit.models.loading import model_folder
-    from bluedit.storage.locks import claimed
+    from bluedit.edits.export.card import card
+    from bluedit.edits.export.outputs import write_card
 
     loaded = load_edit(patch)
-    check_output(out, model, force)
-    with claimed(out), console.bars(f"loading {model}") as bars:
-        editable = load_model(
-            model,
-            device=device,
-            dtype=dtype or "auto",
-            module_map=module_map,
-            trust_remote_code=trust_remote_code,
-            progress=bars,
-        )
-        source = model_folder(model)
-        if source is not None:
-            read_applied(editable, source)
-        loaded.apply(editable, check=check)
-        bars(f"writing {out}", 0, None)
-        save_checkpoint(editable, out, source=source, replace=force)
-    if source is not None and (others := other_weights(source)):
+    with console.bars(f"loading {model}") as bars:
+        exported, others = write_checkpoint(
+            loaded, model, out, check=check, device=device, dtype=dtype or "auto", module_map=module_map, force=force,
+            trust_remote_code=trust_remote_code, bars=bars,
+        )  # fmt: skip
+        write_card(exported, card(exported, loaded))
+    if others:
         console.say(f"copied as they are, without the patch: {', '.join(others)}")
     from bluedit.results.edits import PatchApplyResult
 
@@ -112,6 +101,7 @@ def revert(
     from bluedit.cli import console
 
     console.load()
+    from bluedit.cli.applying import check_output
     from bluedit.edits import applied_patches, load_edit
     from bluedit.edits.checkpoint import read_applied, save_checkpoint
     from bluedit.errors import PatchError
@@ -139,18 +129,6 @@ def revert(
 
     result = PatchRevertResult(checkpoint=str(out), model=model, patches_left=left)
     _report(as_json, result, f"written to {out}; {left} patches remain in it")
-
-
-def check_output(out: Path, model: str, force: bool) -> None:
-    """Say what is wrong with a checkpoint's place before anything is loaded."""
-    from bluedit.edits.checkpoint import CHECKPOINT
-    from bluedit.models.loading import locate
-    from bluedit.storage.files import separate, writable_target
-
-    source = locate(model)
-    if isinstance(source, Path):
-        separate(out, source, what="model")
-    writable_target(out, replace=force, kind=CHECKPOINT)
 
 
 def _report(as_json: bool, result: Record, text: str) -> None:

@@ -26,9 +26,11 @@ from bluedit.storage.files import OutputKind, atomic_folder, contents, is_tempor
 from bluedit.storage.hashes import hash_tensor
 from bluedit.storage.tensors import read_tensors, write_tensors
 
-__all__ = ["CHECKPOINT", "other_weights", "read_applied", "save_checkpoint"]
+__all__ = ["CHECKPOINT", "CHECKPOINT_CARD", "other_weights", "read_applied", "save_checkpoint"]
 
 _FOLDER = "bluedit"
+CHECKPOINT_CARD = f"{_FOLDER}/README.md"
+"""The card of the patches, which is written once the checkpoint is in its place."""
 _ORIGINALS = "originals.safetensors"
 _INDEX = "applied.json"
 _FORMAT_VERSION = 2
@@ -46,7 +48,7 @@ def _owned(path: Path) -> Collection[str] | None:
     except DamagedFileError:
         return None
     if "files" in record:
-        return {*record["files"], f"{_FOLDER}/{_INDEX}"}
+        return {*record["files"], f"{_FOLDER}/{_INDEX}", CHECKPOINT_CARD}
     # Version 1 stored no list; what save_pretrained writes is known.
     weights = [name for name in contents(path) if name.endswith(".safetensors")]
     return {*_WRITTEN_BY_VERSION_1, *weights, f"{_FOLDER}/{_INDEX}"}

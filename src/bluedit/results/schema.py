@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from bluedit.results import analysis, commands, demos, edits, evaluation, known, ledgers, records
+from bluedit.results import analysis, commands, demos, edits, evaluation, exports, known, ledgers, records
 from bluedit.results.records import Record
 
 __all__ = ["DOCUMENTS", "schema"]
@@ -52,6 +52,10 @@ DOCUMENTS: dict[str, type[Record]] = {
         for name in ("create", "show", "apply", "undo", "redo", "checkout", "drop", "write")
     },
     "bluedit log verify": ledgers.VerifyResult,
+    "bluedit export checkpoint": exports.ExportResult,
+    "bluedit export lora": exports.ExportResult,
+    "bluedit export gguf": exports.ExportResult,
+    "bluedit export gguf-lora": exports.ExportResult,
     "bluedit session show": commands.SessionShowResult,
     "bluedit session undo": commands.SessionUndoResult,
     "table.json": records.Table,
