@@ -219,8 +219,8 @@ def write(
     from bluedit.cli import console
 
     console.load()
+    from bluedit.cli.applying import check_output
     from bluedit.cli.opening import ledger_model
-    from bluedit.cli.patch import check_output
     from bluedit.edits import Ledger
     from bluedit.edits.checkpoint import save_checkpoint
     from bluedit.models.loading import model_folder
