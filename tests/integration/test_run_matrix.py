@@ -263,3 +263,35 @@ def test_a_process_that_is_killed_is_reported_and_the_next_takes_its_place(recip
     assert [(end.task, end.kind) for end in ends] == [(0, "killed"), (1, "done")]
     assert ends[0].content == "its process was killed by SIGKILL; memory may have run out, use fewer --jobs"
     assert (tmp_path / "two" / "table.json").is_file()
+
+
+# -- analyses ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_with_analyses(recipe: Any, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = "layers = '0-1', settings = { v_num_grad_steps = 2, shrinkage = 0.1 }"
+    path = recipe(f"analyses = [{{ analysis = 'cosine', facts = 2, {settings} }}, 'tables']", "memit")
+    path.write_text(path.read_text() + RUN.format("memit").replace("layers", "strategy = 'boundary'\nlayers"))
+    out = tmp_path / "out"
+    assert run("run", path, "--out", out).code == 0
+    cosine = json.loads((out / "analyses/cosine/result.json").read_text())
+    assert (cosine["analysis"], cosine["layers"], len(cosine["protocol"]["cases"])) == ("cosine", [0, 1], 2)
+    assert "memit" in (out / "analyses/tables/table-4.md").read_text()  # one batch
+    assert not (out / "analyses/values").exists()
+    page = (out / "report.html").read_text()
+    assert page.count('class="figure-analysis"') == 2
+    # Complete analyses are read again, not made again.
+    from bluedit.analysis import running
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("made again")
+
+    entry = running.ANALYSES["cosine"]
+    monkeypatch.setitem(running.ANALYSES, "cosine", running.Analysis(never, entry.record))
+    assert run("run", path, "--out", out).code == 0
+    # All of it is the experiment's own, so that --force may replace it.
+    assert run("run", path, "--out", out, "--force").code == 1
+    refused = recipe("analyses = ['cosin']", "memit", name="wrong.toml")
+    outcome = run("run", refused, "--out", tmp_path / "wrong")
+    assert (outcome.code, "cosine" in outcome.stderr) == (2, True)
+    assert not (tmp_path / "wrong").exists()

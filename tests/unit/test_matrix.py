@@ -151,3 +151,43 @@ def test_time_left_is_estimated_from_finished_runs_by_name_and_facts() -> None:
     assert [duration(seconds) for seconds in (0.2, 75, 100, 5400, 4800)] == [
         "about 1 s", "about 75 s", "about 2 min", "about 1 h 30 min", "about 80 min"
     ]  # fmt: skip
+
+
+# -- analyses ----------------------------------------------------------------------------------------------------------
+
+ANALYSES = """
+name = "analysed"
+models = ["gpt2-mini", { model = "/models/tiny", corpus = "text:wiki.txt", samples = 20 }]
+dataset = "world:counterfact:0"
+methods = ["memit"]
+seed = 3
+text = "text:held-out.txt"
+analyses = ["steps", { analysis = "cosine", facts = 4, layers = "0-2" }, { analysis = "cosine", note = "more" }, "tables"]
+"""
+
+
+def test_every_analysis_is_made_of_every_model(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(ANALYSES)
+    tasks = read_plan(tmp_path / "r.toml").analyses
+    assert [task.name for task in tasks] == [
+        "steps_gpt2-mini", "steps_tiny", "cosine_gpt2-mini", "cosine_tiny", "cosine_gpt2-mini_more", "cosine_tiny_more",
+        "tables",
+    ]  # fmt: skip
+    tiny = tasks[3]
+    assert (tiny.model.model, tiny.model.corpus, tiny.model.samples) == ("/models/tiny", "text:wiki.txt", 20)
+    assert (tiny.model.text, tiny.dataset, tiny.seed, tiny.entry.facts) == ("text:held-out.txt", "world:counterfact:0", 3, 4)
+    assert tiny.entry.layers == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ('{ analysis = "cosine", fact = 3 }', r"analyses\[1\]\.fact.*facts"),
+        ('{ analysis = "cosine", method = "memmit" }', "memit"),
+        ('{ analysis = "cosine", settings = { lamda = 3 } }', "lambda"),
+    ],
+)
+def test_wrong_analyses_are_refused(entry: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(ANALYSES.replace('"steps", ', f"{entry}, "))
+    with pytest.raises(RecipeError, match=message):
+        read_plan(tmp_path / "r.toml")

@@ -8,7 +8,7 @@ import pytest
 
 from bluedit.editors.presets import PRESETS
 from bluedit.errors import RecipeError
-from bluedit.experiments import find_recipe, read_recipe
+from bluedit.experiments import find_recipe, read_plan, read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.toml"))
@@ -31,9 +31,10 @@ def test_every_published_setting_has_its_recipe() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_are_found_by_name_and_valid(name: str) -> None:
-    recipe = read_recipe(find_recipe(name))
-    assert recipe.name == name
-    assert len(set(recipe.names)) == len(recipe.runs)
+    plan = read_plan(find_recipe(name))
+    assert plan.name == name
+    for cell in plan.cells:
+        assert len(set(cell.recipe.names)) == len(cell.recipe.runs)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

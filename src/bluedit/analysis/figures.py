@@ -48,7 +48,7 @@ _ANNOTATED = 8
 
 
 def save_figure(result: Record, folder: Path, name: str) -> list[Path]:
-    """Draw a result and write it to the folder as PDF and PNG; their paths."""
+    """Draw a result and write it to the folder as PDF, PNG and SVG; their paths."""
     with styled():
         return save(draw(result), folder / name)
 

@@ -8,7 +8,7 @@ An analysis's folder:
 | `done.jsonl` | while it is under way: a line for every part that is done, so that a killed analysis resumes |
 | `values/` | values that were optimised, while it is under way (elsewhere with `--values`) |
 | `result.json` | the result, once it is complete |
-| `NAME.pdf`, `NAME.png` | the figure |
+| `NAME.pdf`, `NAME.png`, `NAME.svg` | the figure |
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["ANALYSIS", "Place", "at"]
 _MARKER, _RESULT, _DONE = "analysis.json", "result.json", "done.jsonl"
 _KIND = "analysis"
 _WRITTEN = re.compile(
-    r"(analysis|result)\.json|done\.jsonl|table-\d\.(md|tex)|[a-z-]+\.(pdf|png)|values/([0-9a-f]{32}\.safetensors)?"
+    r"(analysis|result)\.json|done\.jsonl|table-\d\.(md|tex)|[a-z-]+\.(pdf|png|svg)|values/([0-9a-f]{32}\.safetensors)?"
 )
 
 R = TypeVar("R", bound=Record)

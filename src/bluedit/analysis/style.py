@@ -60,6 +60,7 @@ _RC: dict[Any, Any] = {
     "svg.hashsalt": "bluedit",
 }
 _METADATA: dict[str, dict[str, Any]] = {
+    "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "ModDate": None, "Creator": "bluedit", "Producer": None},
     "png": {"Software": None},
 }
@@ -132,7 +133,7 @@ def log_axis(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PATH.pdf and PATH.png, without dates; the paths."""
+    """Write a figure as PATH.pdf, PATH.png and PATH.svg, without dates; the paths."""
     paths = [path.with_suffix(f".{kind}") for kind in _METADATA]
     for one, (kind, metadata) in zip(paths, _METADATA.items(), strict=True):
         with atomic_file(one) as temporary:

@@ -34,10 +34,6 @@ from bluedit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from bluedit.analysis.study import Study
-    from bluedit.cli.console import Bars
-    from bluedit.datasets import Case
-    from bluedit.models import EditableModel
     from bluedit.results import Record
 
 __all__ = ["app"]
@@ -146,7 +142,7 @@ def single_layer(options: Options) -> None:
 @_analysis("bounds")
 def bounds(options: Options, batch_size: BatchSize = None) -> None:
     """Theorem 4.1 and lemma 4.2: the weight-shift error and its bound, by distance, batch size and sequence length."""
-    _run("bounds", options, claim={"batch_size": batch_size}, batch_size=batch_size)
+    _run("bounds", options, batch_size=batch_size)
 
 
 @_analysis("hidden-states")
@@ -159,14 +155,7 @@ def hidden_states(
     layer: Annotated[int | None, typer.Option("--layer", min=0, help="The layer to look at; the last critical one.")] = None,
 ) -> None:
     """Figures 7, 9 and 10: hidden states of other prompts before and after an edit, as a t-SNE map and in numbers."""
-    from bluedit.analysis.hidden_states import check_installed
-
-    check_installed()
-    _run(
-        "hidden-states", options, lambda bars, study, others: {"prompts": others},
-        claim={"prompts": prompts, "batch_size": batch_size, "layer": layer}, more=prompts,
-        batch_size=batch_size, layer=layer, seed=options.seed,
-    )  # fmt: skip
+    _run("hidden-states", options, prompts=prompts, batch_size=batch_size, layer=layer)
 
 
 @_analysis("pairs")
@@ -179,26 +168,7 @@ def pairs(
     text_tokens: Annotated[int, typer.Option("--text-tokens", min=1, metavar="N", help="Tokens of it to predict.")] = 4000,
 ) -> None:
     """BLUE at all pairs of layers: scores, and what it does to held-out text."""
-    claim: dict[str, Any] = {}
-    if text:
-        from bluedit.statistics import read_corpus
-
-        claim = {"text": read_corpus(text).identity, "text_skip": text_skip, "text_tokens": text_tokens}
-
-    def prepare(bars: Bars, study: Study, others: list[Case]) -> dict[str, Any]:
-        del others
-        if text is None:
-            return {}
-        from itertools import islice
-
-        from bluedit.evaluation.language import HeldOutText, draw_rows
-        from bluedit.statistics import read_corpus
-
-        bars("reading held-out text", 0, None)
-        documents = islice(read_corpus(text).documents(), text_skip, None)
-        return {"text": HeldOutText(study.model, draw_rows(study.model, documents, text_tokens))}
-
-    _run("pairs", options, prepare, claim=claim)
+    _run("pairs", options, text=text, text_skip=text_skip, text_tokens=text_tokens)
 
 
 @app.command("tables")
@@ -227,78 +197,38 @@ def tables(
     _tell(result, "gains", out, as_json)
 
 
-def _run(
-    name: str,
-    options: Options,
-    prepare: Callable[[Bars, Study, list[Case]], dict[str, Any]] = lambda *_: {},
-    *,
-    claim: dict[str, Any] | None = None,
-    more: int = 0,
-    **given: Any,
-) -> None:
-    """Carry out an analysis and say what it found. `more`: cases to read besides the facts, for `prepare`."""
+def _run(name: str, options: Options, **own: Any) -> None:
+    """Carry out an analysis and say what it found. `own`: the options that it alone has."""
     from bluedit.cli import console
 
     console.load()
-    from bluedit.datasets import read_dataset
+    from dataclasses import replace
 
-    layers, automatic = layers_asked(options.layers, options.trace_facts)
-    cases = read_dataset(options.dataset, options.facts + more, on_conflict="keep" if more else "error")
-    facts, others = _apart(cases, options.facts)
-
-    from bluedit.analysis.running import analyse
+    from bluedit.analysis.questions import Question
+    from bluedit.datasets import read_known
     from bluedit.models import load_model
 
+    layers, automatic = layers_asked(options.layers, options.trace_facts)
+    question = Question(
+        analysis=name, dataset=options.dataset, facts=options.facts, method=options.method, layers=layers,
+        settings=parse_assignments(options.assignments or []), corpus=options.corpus, samples=options.samples,
+        templates=read_templates(options.templates), seed=options.seed, **own,
+    )  # fmt: skip
+    question.cases()  # says what is wrong with them before a model is loaded
     common = {name: value for name, value in asdict(options).items() if name in ("device", "dtype", "module_map")}
     with console.bars(f"loading {options.model}") as bars:
         editable = load_model(
             options.model, trust_remote_code=options.trust_remote_code, chat=options.chat, progress=bars, **common
         )
-        study = _study(options, editable, facts, layers, automatic, bars)
-        result = analyse(
-            name, study, options.out, values=options.values, claim=claim, replace=options.force, progress=bars,
-            **prepare(bars, study, others), **given,
-        )  # fmt: skip
+        if automatic:
+            from bluedit.cli.automatic import traced_layers
+            from bluedit.methods import find_method
+
+            traced = read_known(options.trace_facts) if options.trace_facts else None
+            chosen = traced_layers(editable, options.model, find_method(options.method), traced, options.seed, bars)
+            question = replace(question, layers=chosen)
+        result = question.answer(editable, options.out, values=options.values, replace=options.force, progress=bars)
     _tell(result, name, options.out, options.as_json)
-
-
-def _apart(cases: list[Case], count: int) -> tuple[tuple[Case, ...], list[Case]]:
-    """The facts to edit, and other cases that are about none of their subjects."""
-    facts = tuple(cases[:count])
-    subjects = {case.fact.subject for case in facts}
-    return facts, [case for case in cases[count:] if case.fact.subject not in subjects]
-
-
-def _study(
-    options: Options,
-    editable: EditableModel,
-    cases: tuple[Case, ...],
-    layers: tuple[int, ...] | None,
-    automatic: bool,
-    bars: Bars,
-) -> Study:
-    """The study that the options describe."""
-    from bluedit.analysis.study import Study
-    from bluedit.datasets import read_known
-    from bluedit.editing import prepare
-    from bluedit.methods import find_method
-    from bluedit.statistics import Statistics, read_corpus
-
-    chosen = find_method(options.method)
-    if automatic:
-        from bluedit.cli.automatic import traced_layers
-
-        traced = read_known(options.trace_facts) if options.trace_facts else None
-        layers = traced_layers(editable, options.model, chosen, traced, options.seed, bars)
-    corpus: Any = options.corpus
-    if corpus and options.samples:
-        corpus = Statistics(read_corpus(corpus), options.samples)
-    bars("writing context templates", 0, None)
-    setup = prepare(
-        editable, method=chosen, layers=layers, settings=parse_assignments(options.assignments or []), corpus=corpus,
-        templates=read_templates(options.templates), seed=options.seed,
-    )  # fmt: skip
-    return Study(editable, cases, setup, options.dataset)
 
 
 def _tell(result: Record, name: str, out: Path | None, as_json: bool) -> None:

@@ -13,6 +13,8 @@ from bluedit.errors import SettingsError, excerpt
 if TYPE_CHECKING:
     from bluedit.cli.console import Bars, Lane
     from bluedit.experiments import Plan
+    from bluedit.experiments.matrix import AnalysisTask
+    from bluedit.experiments.worker import Options
     from bluedit.progress import Progress
     from bluedit.results import MatrixTable, Table
 
@@ -66,6 +68,10 @@ def run(
     }  # fmt: skip
     plan = read_plan(find_recipe(recipe), {name: value for name, value in changes.items() if value is not None}, quick=quick)
     plan = plan.only(only) if only else plan
+    if plan.analyses:
+        from bluedit.analysis.recipes import check_analyses
+
+        check_analyses(plan)
     if plan.flat and jobs != "1":
         console.say("the recipe is one cell, whose runs share values: it runs in one process")
     threads = max([cell.recipe.threads or 1 for cell in plan.cells])
@@ -81,14 +87,29 @@ def run(
     with console.bars() as bars:
         display = _Board(bars, matrix=not plan.flat, parallel=count > 1)
         document = Campaign(plan, folder, options, count, display, force).run()
+        analysed = _analyse(plan, folder, options, bars)
         bars("writing reports", 0, None)
         written = write_reports(folder)
     _show(plan, document, as_json)
     console.say(f"written to {folder}; the report: {written[0]}")
-    if failed := _failed(document):
+    if failed := _failed(document) + analysed:
         for line in failed:
             console.say(f"failed: {line}")
         raise typer.Exit(1)
+
+
+def _analyse(plan: Plan, folder: Path, options: Options, bars: Bars) -> list[str]:
+    """Carry out the analyses of a recipe. Returns a line for each that failed."""
+    if not plan.analyses:
+        return []
+    from bluedit.analysis.recipes import carry_out
+    from bluedit.cli import console
+
+    def ended(task: AnalysisTask, problem: str | None) -> None:
+        console.say(f"{task.label}: {'done' if problem is None else 'failed'}")
+
+    found = carry_out(plan, folder, options, progress=bars, ended=ended)
+    return [f"{one.task.label}: {one.problem}" for one in found if one.problem is not None]
 
 
 def _jobs(text: str) -> int | None:

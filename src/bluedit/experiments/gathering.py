@@ -10,7 +10,7 @@ from bluedit.errors import RecipeError
 from bluedit.experiments.campaign import read_matrix
 from bluedit.experiments.runner import paired
 from bluedit.experiments.store import MATRIX_MARKER, RECIPE_MARKER, read_lines, read_object, read_record
-from bluedit.reports.data import CellView, Difference, FailedEdit, ReportData, failed_edits
+from bluedit.reports.data import ANALYSES, AnalysisView, CellView, Difference, FailedEdit, ReportData, failed_edits
 from bluedit.reports.html import html_report
 from bluedit.reports.markdown import markdown_report
 from bluedit.reports.run_figures import drawings
@@ -66,7 +66,21 @@ def gather(folders: Sequence[Path]) -> ReportData:
     if not any(cell.table for cell in cells):
         raise RecipeError(f"{folders[0]} holds no results yet; finish it with bluedit run")
     title = titles[0] if not several else f"{len(folders)} experiments"
-    return ReportData(title, cells, recipes, versions, _differences(cells) if several else ())
+    analyses = [one for folder in folders for one in _analyses(folder, f"{folder.name}: " if several else "")]
+    return ReportData(title, cells, recipes, versions, _differences(cells) if several else (), analyses)
+
+
+def _analyses(folder: Path, prefix: str) -> list[AnalysisView]:
+    """The complete analyses in a folder, in the order of :data:`~bluedit.reports.data.ANALYSES`."""
+    found: list[tuple[int, AnalysisView]] = []
+    for path in sorted((folder / "analyses").glob("*/result.json")):
+        kind = str(read_object(path, "analysis").get("analysis", "tables"))
+        drawn = sorted(path.parent.glob("*.svg"))
+        if kind in ANALYSES and drawn:
+            text = drawn[0].read_text(encoding="utf-8")
+            view = AnalysisView(prefix + path.parent.name, ANALYSES[kind], text[text.index("<svg") :])
+            found.append((list(ANALYSES).index(kind), view))
+    return [view for _, view in sorted(found, key=lambda one: (one[0], one[1].name))]
 
 
 def _read(folder: Path) -> tuple[str, Mapping[str, Any], list[CellView], Mapping[str, str]]:

@@ -31,10 +31,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bluedit.errors import RecipeError, SettingsError, did_you_mean
-from bluedit.experiments.recipes import TEXT_KEYS, Count, Protocol, Recipe, Run, Text, recipe_problem
+from bluedit.experiments.recipes import TEXT_KEYS, AnalysisEntry, Count, Protocol, Recipe, Run, Text, recipe_problem
 from bluedit.storage.parsing import parse_toml, read_text
 
-__all__ = ["Cell", "Plan", "read_plan", "read_recipe"]
+__all__ = ["AnalysisTask", "Cell", "Plan", "read_plan", "read_recipe"]
 
 OWN = "own"
 """Among strategies: the one that a method was published with."""
@@ -86,6 +86,7 @@ class Lists(_Entry):
     seeds: Annotated[tuple[int, ...] | None, Field(min_length=1)] = None
     methods: Annotated[tuple[Annotated[Run, _named("method")], ...] | None, Field(min_length=1)] = None
     strategies: Annotated[tuple[Text, ...] | None, Field(min_length=1)] = None
+    analyses: Annotated[tuple[Annotated[AnalysisEntry, _named("analysis")], ...], Field()] = ()
 
 
 _INSTEAD = {
@@ -112,16 +113,34 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class AnalysisTask:
+    """An analysis of one model. `name`: its folder in `analyses/`."""
+
+    name: str
+    entry: AnalysisEntry
+    dataset: str
+    model: ModelEntry
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """Analysis and model, for people."""
+        return f"{self.entry.analysis}, {_short(self.model.model)}{f' ({self.entry.note})' if self.entry.note else ''}"
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All that a recipe file asks for: one cell, or a matrix of them.
+    """All that a recipe file asks for: one cell, or a matrix of them, and analyses.
 
     - `document`: the recipe as it was written, with what the command line changed.
+    - `analyses`: see :mod:`bluedit.analysis.recipes`, which carries them out.
     """
 
     name: str
     title: str
     document: Mapping[str, Any]
     cells: tuple[Cell, ...]
+    analyses: tuple[AnalysisTask, ...] = ()
 
     @property
     def flat(self) -> bool:
@@ -214,11 +233,28 @@ def _plan(document: Mapping[str, Any], forced: Mapping[str, Any]) -> Plan:
     recipes = [_recipe(base, parts, forced) for parts in product(*axes, seeds)]
     names = _distinct([_name(recipe) for recipe in recipes])
     first, whole = recipes[0], {**document, **forced}
+    analyses = _analyses(lists, recipes)
     if len(recipes) == 1:
-        return Plan(first.name, first.title, whole, (Cell(".", first),))
+        return Plan(first.name, first.title, whole, (Cell(".", first),), analyses)
     cells = tuple(Cell(f"cells/{name}", recipe) for name, recipe in zip(names, recipes, strict=True))
     titled = tuple(replace(cell, recipe=cell.recipe.model_copy(update={"title": cell.label})) for cell in cells)
-    return Plan(first.name, first.title, whole, titled)
+    return Plan(first.name, first.title, whole, titled, analyses)
+
+
+def _analyses(lists: Lists, recipes: Sequence[Recipe]) -> tuple[AnalysisTask, ...]:
+    """Every analysis of every model, with what the model's first cell says of corpus, text and seed."""
+    firsts = {recipe.model: recipe for recipe in reversed(recipes)}
+    models = list(dict.fromkeys(recipe.model for recipe in recipes))
+    tasks: list[AnalysisTask] = []
+    for entry in lists.analyses:
+        for model in models if entry.analysis != "tables" else models[:1]:
+            recipe = firsts[model]
+            about = ModelEntry(**{name: getattr(recipe, name) for name in ModelEntry.model_fields})
+            parts = (entry.analysis, *([_short(model)] if len(models) > 1 and entry.analysis != "tables" else ()), entry.note)
+            name = "_".join(_slug(part) for part in parts if part)
+            tasks.append(AnalysisTask(name, entry, entry.dataset or recipe.dataset, about, recipe.seed))
+    names = _distinct([task.name for task in tasks])
+    return tuple(replace(task, name=name) for task, name in zip(tasks, names, strict=True))
 
 
 def _recipe(base: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], forced: Mapping[str, Any]) -> Recipe:
@@ -289,6 +325,7 @@ _FIELDS: dict[str, type[BaseModel]] = {
     "protocols": ProtocolEntry,
     "methods": Run,
     "runs": Run,
+    "analyses": AnalysisEntry,
 }
 
 

@@ -34,7 +34,7 @@ from bluedit.methods import Editor, find_method
 from bluedit.storage.parsing import is_file
 from bluedit.strategies import find_strategy
 
-__all__ = ["TEXT_KEYS", "Count", "Protocol", "Recipe", "Run", "Text", "find_recipe", "recipe_problem"]
+__all__ = ["TEXT_KEYS", "AnalysisEntry", "Count", "Protocol", "Recipe", "Run", "Text", "find_recipe", "recipe_problem"]
 
 _FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 """Where recipes lie in an installed package, and in a checkout."""
@@ -141,6 +141,34 @@ class Recipe(BaseModel):
         return tuple(
             name if plain.count(name) == 1 else f"{name}-{plain[: index + 1].count(name)}" for index, name in enumerate(plain)
         )
+
+
+class AnalysisEntry(BaseModel):
+    """An analysis that a recipe asks for, `[[analyses]]`; model, corpus, seed and held-out text are the recipe's.
+
+    - `analysis`: its name, as `bluedit analyze` has it; `tables` is made of the recipe's own runs.
+    - `dataset`: the recipe's, or the first of its list, when left out. `facts`: how many of its records.
+    - `batch_size`, `prompts`, `layer`: what single analyses take.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    analysis: Text
+    dataset: Text | None = None
+    facts: Count = 20
+    method: Text = "memit"
+    layers: Annotated[tuple[int, ...] | None, BeforeValidator(_layers)] = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    batch_size: Count | None = None
+    prompts: Annotated[int, Field(ge=10)] = 1000
+    layer: Annotated[int | None, Field(ge=0)] = None
+    note: str = ""
+    """Tells analyses of one name apart: it ends the name of their folder."""
+
+    @model_validator(mode="after")
+    def _known(self) -> AnalysisEntry:
+        find_method(self.method).override(self.settings)
+        return self
 
 
 TEXT_KEYS = frozenset({"text", "text_skip", "text_tokens"})

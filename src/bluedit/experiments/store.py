@@ -34,12 +34,16 @@ MATRIX_MARKER = "matrix.json"
 _RUN = r"result\.json|records\.jsonl|along\.jsonl|singles\.jsonl|patch\.safetensors"
 _SESSION = r"session/(session\.json|[a-z]+-[\d-]+\.safetensors|)"
 _REPORTS = r"report\.(html|md)|figures/[^/]+\.svg"
+_ANALYSES = (
+    r"analyses/(|values/([0-9a-f]{32}\.safetensors)?|[^/]+/(|(analysis|result)\.json|done\.jsonl"
+    r"|table-\d\.(md|tex)|[a-z-]+\.(pdf|png|svg)))"
+)
 _CELL = (
-    rf"(recipe|before|table)\.json|table\.md|before\.jsonl|{_REPORTS}"
+    rf"(recipe|before|table)\.json|table\.md|before\.jsonl|{_REPORTS}|{_ANALYSES}"
     rf"|[^/]+/(|{_RUN}|{_SESSION})|values/[0-9a-f]{{32}}\.safetensors"
 )
 _WRITTEN = re.compile(_CELL)
-_WRITTEN_OF_MATRIX = re.compile(rf"matrix\.json|{_REPORTS}|cells/(|[^/]+/(|{_CELL}))")
+_WRITTEN_OF_MATRIX = re.compile(rf"matrix\.json|{_REPORTS}|{_ANALYSES}|cells/(|[^/]+/(|{_CELL}))")
 
 R = TypeVar("R", bound=Record)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CellView", "Difference", "FailedEdit", "ReportData", "failed_edits"]
+__all__ = ["ANALYSES", "AnalysisView", "CellView", "Difference", "FailedEdit", "ReportData", "failed_edits"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,29 @@ class CellView:
 
 
 @dataclass(frozen=True)
+class AnalysisView:
+    """An analysis that the recipe asked for: its folder's name, what it shows, and its figure."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+ANALYSES = {
+    "steps": "Table 1: optimisation steps per layer, when every critical layer gets a residual of its own.",
+    "contribution": "Figure 2: how much adding a computed or a distributed residual raises the target's probability, by layer.",
+    "cosine": "Figure 3: the cosine of computed and distributed residuals, by layer.",
+    "single-layer": "Figures 4 and 8: scores after editing one layer alone, with its computed and its distributed residual.",
+    "gap": "Figure 5: the distance between each layer's computed residual and the last layer's.",
+    "hidden-states": "Figures 7, 9 and 10: hidden states of other prompts before and after an edit (t-SNE).",
+    "bounds": "Theorem 4.1 and lemma 4.2: the weight-shift error and its bound.",
+    "pairs": "BLUE at all pairs of layers.",
+    "tables": "Tables 2 to 5: by how many points BLUE is above each method's own strategy, with 95 % intervals.",
+}
+"""What the analyses show, by name."""
+
+
+@dataclass(frozen=True)
 class Difference:
     """A run against the one of the same name in another experiment: by how many points it is above, paired over `n` cases."""
 
@@ -70,6 +93,7 @@ class ReportData:
     """By folder the recipe as it was written."""
     versions: Mapping[str, str]
     differences: Sequence[Difference] = field(default_factory=tuple[Difference, ...])
+    analyses: Sequence[AnalysisView] = field(default_factory=tuple[AnalysisView, ...])
 
     @property
     def finished(self) -> list[CellView]:

@@ -30,6 +30,8 @@ def markdown_report(data: ReportData) -> str:
         parts += [f"#{text}" if len(data.cells) > 1 else text.partition("\n")[2].strip("\n") + "\n", *_failures(cell)]
     if data.differences:
         parts += ["## Differences between experiments", "", *map(_difference, data.differences), ""]
+    if data.analyses:
+        parts += ["## Analyses", "", *(f"- `analyses/{one.name}`: {one.caption}" for one in data.analyses), ""]
     parts += ["## Recipe", ""]
     for folder, recipe in data.recipes.items():
         parts += [f"`{folder}`:", "", "```json", json.dumps(recipe, indent=1, ensure_ascii=False, default=str), "```", ""]
