@@ -214,6 +214,23 @@ def test_a_batch_that_the_ledger_lacks_is_added_when_the_sequence_resumes(
     assert [one.facts for one in opened.versions] == [0, 2, 4, 6]
 
 
+@pytest.mark.parametrize("size", [2, 6])
+def test_a_command_that_was_killed_at_its_very_end_edits_nothing_twice(
+    size: int, ledger: Ledger, model: EditableModel, statistics: Statistics, world_facts: tuple[Fact, ...]
+) -> None:
+    setup = _setup(model, statistics)
+    whole = edit_into_ledger(ledger, model, setup, world_facts, size)
+    versions = len(ledger.versions)
+    again = edit_into_ledger(Ledger.open(ledger.folder), model, setup, world_facts, size)
+    assert again.facts == whole.facts
+    assert len(Ledger.open(ledger.folder).versions) == versions
+    # Other facts, or the same ones in another way, are another edit.
+    edit_into_ledger(ledger, model, setup, world_facts[:5], size)
+    other = _setup(model, statistics, blue(ALPHAEDIT))
+    edit_into_ledger(ledger, model, other, world_facts[:5], 6)
+    assert len(ledger.versions) == versions + (3 if size == 2 else 1) + 1
+
+
 def test_a_moved_head_is_told_before_a_sequence_resumes(
     ledger: Ledger, model: EditableModel, statistics: Statistics, world_facts: tuple[Fact, ...]
 ) -> None:

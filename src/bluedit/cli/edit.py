@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -39,6 +39,7 @@ from bluedit.cli.options import (
 from bluedit.errors import NotPassedError, SettingsError
 
 if TYPE_CHECKING:
+    from bluedit.cli.console import Bars
     from bluedit.datasets import Case
     from bluedit.editing import Setup
     from bluedit.edits import Edit, Ledger
@@ -133,7 +134,7 @@ def edit(
     from bluedit.cli.automatic import traced_layers
     from bluedit.editing import prepare
     from bluedit.edits.base import PATCH
-    from bluedit.sessions import edit_in_sequence, edit_into_ledger
+    from bluedit.sessions import edit_in_sequence
     from bluedit.statistics import Statistics, read_corpus
     from bluedit.storage.files import writable_target
 
@@ -160,7 +161,7 @@ def edit(
             return show_plan(editable, setup, len(checked), batch_size, gates, as_json)
         _say_memory(editable, setup)
         if ledger:
-            patch = edit_into_ledger(ledger, editable, setup, checked, batch_size, progress=bars)
+            patch = _into(ledger, editable, setup, checked, batch_size, bars)
         else:
             patch = edit_in_sequence(editable, setup, checked, batch_size or max(1, len(checked)), session, bars)
         with _as_edited(ledger or patch, editable):
@@ -169,6 +170,19 @@ def edit(
             patch.save(out, replace=force)
     _report(patch, out, model, ledger, gates, as_json)
     return None
+
+
+def _into(
+    ledger: Ledger, model: EditableModel, setup: Setup, facts: Sequence[Fact], batch_size: int | None, bars: Bars
+) -> Edit:
+    from bluedit.cli import console
+    from bluedit.sessions import edit_into_ledger
+
+    before = ledger.head.number
+    edit = edit_into_ledger(ledger, model, setup, facts, batch_size, progress=bars)
+    if facts and ledger.head.number == before:
+        console.say(f"version {before} has these facts already, edited in the same way: nothing was edited")
+    return edit
 
 
 @contextmanager

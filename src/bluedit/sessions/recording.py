@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from bluedit.editors.base import Editor, Setup
-from bluedit.edits import Edit
+from bluedit.edits import Edit, merge
 from bluedit.edits.base import applied_patches, arrange, settled
 from bluedit.edits.ledger import Batch, Ledger, Version
 from bluedit.errors import LedgerError, did_you_mean, excerpt
@@ -47,12 +47,15 @@ def edit_into_ledger(
     - `model`: the ledger's, without edits; it is left so.
     - `setup`: made with that model.
 
-    **Returns** the edit of the whole sequence.
+    **Returns** the edit of the whole sequence. Where the head's last edits are of just these facts, made with these options,
+    they are returned, and nothing is edited: a command that was killed at its very end can be run again.
 
     **Raises** :class:`~bluedit.errors.LedgerError` for another model, and when a sequence that was interrupted is not resumed
     with the same facts and options.
     """
     ledger.check_model(model)
+    if ledger.session() is None and (there := _already(ledger, setup, facts)) is not None:
+        return there
     setup = setup.method.prepare(model, setup, progress)
     size = batch_size or max(1, len(facts))
     if len(facts) <= size and ledger.session() is None:
@@ -83,6 +86,19 @@ def edit_into_ledger(
         ledger.record("apply", ledger.head.edits, [whole], note=note)
     discard(folder, SESSION)
     return whole
+
+
+def _already(ledger: Ledger, setup: Setup, facts: Sequence[Fact]) -> Edit | None:
+    """The head's last edits as one, if they are of these facts and were made with these options."""
+    found: list[Edit] = []
+    for edit in reversed(ledger.edits()):
+        manifest = edit.manifest
+        made = (manifest.method, manifest.strategy, manifest.layers, manifest.settings)
+        wanted = (setup.method.name, setup.method.strategy.name, setup.layers, setup.settings.recorded(setup.method.uses))
+        if made != wanted or sum(len(one.facts) for one in found) >= len(facts):
+            break
+        found.insert(0, edit)
+    return merge(found) if found and tuple(fact for edit in found for fact in edit.facts) == tuple(facts) else None
 
 
 def _check_head(ledger: Ledger, base: int) -> None:
