@@ -728,7 +728,7 @@ def test_output_is_one_document_in_a_process_of_its_own(patch: Path, saved_tiny_
     script = "from bluedit.cli.main import main; main()"
     process = _process("-c", script, "evaluate", "-m", saved_tiny_gpt2, "--dataset", facts, "--patch", patch, "--json")
     assert process.returncode == 0, process.stderr
-    assert set(json.loads(process.stdout)["scores"]) == {"ES", "PS", "NS", "S", "EA", "PA", "NA"}
+    assert set(json.loads(process.stdout)["scores"]) == {"ES", "PS", "NS", "S", "EA", "PA", "NA", "locality"}
     assert "Traceback" not in process.stderr
 
 

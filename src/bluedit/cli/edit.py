@@ -156,7 +156,7 @@ def edit(
             templates=contexts, seed=seed, on_conflict=conflict,
         )  # fmt: skip
         with _as_edited(ledger, editable):
-            gates.before(editable, batch_size, bars)
+            gates.before(editable, setup, batch_size, bars)
         if dry_run:
             return show_plan(editable, setup, len(checked), batch_size, gates, as_json)
         _say_memory(editable, setup)

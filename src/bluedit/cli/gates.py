@@ -45,13 +45,17 @@ class Gates:
         if self.text and self.limit is None:
             raise SettingsError("--text is read to measure damage; say how much is allowed with --max-damage")
 
-    def before(self, model: EditableModel, batch_size: int | None, progress: Progress) -> None:
-        """Look at the facts, and at the unedited model."""
+    def before(self, model: EditableModel, setup: Setup, batch_size: int | None, progress: Progress) -> None:
+        """Look at the facts, and at the unedited model.
+
+        **Raises** :class:`~bluedit.errors.InputError` for facts that cannot be edited.
+        """
         from bluedit.cli import console
         from bluedit.evaluation.gates import DamageGate, cautions
         from bluedit.statistics import read_corpus
 
         progress("looking at the facts", 0, None)
+        setup.plan(model, self.facts)
         self.cautions = cautions(model, self.facts, batch_size)
         for one in self.cautions:
             console.say(f"note: {one.text}")
