@@ -66,6 +66,7 @@ bench: $(VENV)/.installed ## the benchmarks: against the textbook, and batch aft
 
 torture: $(VENV)/.installed ## damaged files, kills, full disks, bad inputs: ten minutes; TORTURE_ARGS=--long for all
 	PYTHONPATH=tools $(BIN)/python -m torture --workers $(TEST_WORKERS) $(TORTURE_ARGS)
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m torture.ledger --kills 10
 
 faults: $(VENV)/.installed-dev ## plant faults in a copy of the source, and see that the tests notice (half an hour)
 	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m faults $(FAULTS_ARGS)
