@@ -276,7 +276,8 @@ class Watch:
 
 _REVISION = re.compile(r"-\d+(?=\.safetensors)|(?<=\d{4})-\d+\b")
 _UNIQUE = re.compile(r"^[0-9a-f]{32}$")
-_SECONDS = re.compile(r"\d+(\.\d+)? s\b|\|[^|]*\|\s*$", re.MULTILINE)
+_SECONDS = re.compile(r"\d+(\.\d+)? s\b|\|[^|]*\|\s*$|<td[^>]*>[^<]*</td>\s*</tr>", re.MULTILINE)
+"""Seconds in texts; and the last column of tables, which holds them."""
 
 
 def snapshot(folder: Path) -> Tree:
@@ -289,11 +290,11 @@ def snapshot(folder: Path) -> Tree:
         if path.is_symlink():
             tree[name] = f"link to {path.readlink()}"
         elif path.is_file():
-            tree[name] = _content(path)
+            tree[name] = _content(path, folder)
     return tree
 
 
-def _content(path: Path) -> str:
+def _content(path: Path, folder: Path) -> str:
     content = path.read_bytes()
     try:
         if path.suffix == ".safetensors":
@@ -302,8 +303,9 @@ def _content(path: Path) -> str:
             return _hash(json.dumps(_plain(json.loads(content)), sort_keys=True).encode())
     except Exception as error:
         return f"broken: {tidy(str(error), 100)}"
-    if path.suffix == ".md":
-        content = _SECONDS.sub("", content.decode()).encode()
+    if path.suffix in (".md", ".html"):
+        # Reports name the folder that they are of.
+        content = _SECONDS.sub("", content.decode().replace(str(folder), "FOLDER")).encode()
     return _hash(content)
 
 
