@@ -545,7 +545,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "evaluate --model {model} --dataset {facts} --patch /nowhere/p",
         "no such patch",
-        (("no such", "does not exist", "is not there"),),
+        (("there is no", "does not exist", "is not there"),),
     ),
     Row("evaluate --model {model} --dataset {facts} --patch {patch:flipped}", "a flipped bit", ("patch.safetensors",)),
     Row("evaluate --model {other-model} --dataset {facts} --patch {patch}", "a patch of other weights", ("does not hold",)),
