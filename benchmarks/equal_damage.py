@@ -113,7 +113,8 @@ def measure(options: argparse.Namespace) -> None:
                 document["runs"].append(run)
                 with atomic_file(options.out) as temporary:
                     temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-                line = "  ".join(f"{score} {run['scores'][score]['value']:.1f}" for score in ("ES", "PS", "NS", "EA") if score in run["scores"])
+                shown = [score for score in ("ES", "PS", "NS", "EA", "PA") if score in run["scores"]]
+                line = "  ".join(f"{score} {run['scores'][score]['value']:.1f}" for score in shown)
                 print(f"{method} {strategy} {name}={value:g}  {line}  KL {run['text']['kl']['value']:.4f}", flush=True)
 
 
