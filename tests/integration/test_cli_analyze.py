@@ -50,7 +50,13 @@ def test_every_analysis_writes_its_result_and_its_figure(analyze: Run, name: str
     out = tmp_path / "out"
     document = analyze(name, *own, "--out", out, "--json").document
     assert (document["analysis"], document["layers"], len(document["protocol"]["cases"])) == (name, [0, 5], 2)
-    assert {path.name for path in out.iterdir()} == {"analysis.json", "result.json", f"{name}.pdf", f"{name}.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "analysis.json",
+        "result.json",
+        f"{name}.pdf",
+        f"{name}.png",
+        f"{name}.svg",
+    }
     pdf = (out / f"{name}.pdf").read_bytes()
     assert b"/Type3" not in pdf
     assert b"CreationDate" not in pdf
@@ -110,7 +116,17 @@ def test_tables_of_an_experiment(run: Run, saved_tiny_gpt2: Path, corpus_file: P
     for name, gain in row["gain"].items():
         assert gain["value"] == pytest.approx(row["blue"][name]["value"] - row["own"][name]["value"], abs=0.02)
     assert document["tables"][0]["tally"]["cells"] == 3
-    files = {"analysis.json", "result.json", "gains.pdf", "gains.png", "table-2.md", "table-2.tex", "table-3.md", "table-3.tex"}
+    files = {
+        "analysis.json",
+        "result.json",
+        "gains.pdf",
+        "gains.png",
+        "gains.svg",
+        "table-2.md",
+        "table-2.tex",
+        "table-3.md",
+        "table-3.tex",
+    }
     assert {path.name for path in out.iterdir()} == files
     assert "BLUE better in" in run("analyze", "tables", tmp_path / "experiment").stdout
     missing = run("analyze", "tables", tmp_path)

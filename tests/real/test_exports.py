@@ -82,7 +82,8 @@ def test_exports_answer_as_the_patch(model: EditableModel, patch: Patch, base: B
     whole = export_gguf(patch, tmp_path / "whole.gguf", base, kind="f16", all_tensors=True)
     adapter = export_gguf_lora(patch, tmp_path / "adapter.gguf", base)
     touched = export_gguf(patch, tmp_path / "touched.gguf", base)
-    assert {part.kind for part in touched.parts} == {"F16"}
+    # Float16, or float32 where float16 would lose too much of a small change.
+    assert {part.kind for part in touched.parts} <= {"F16", "F32"}
     assert greedy(whole.path, prompts, TOKENS) == expected
     first = [one[:1] for one in expected]
     assert greedy(touched.path, prompts, 1) == first

@@ -12,7 +12,7 @@ from bluedit.experiments import find_recipe, read_plan, read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.toml"))
-PUBLISHED = [name for name in SHIPPED if not name.startswith(("mini/", "paper/", "smollm2/")) and "batch" not in name]
+PUBLISHED = [name for name in SHIPPED if not name.startswith(("mini/", "paper", "smollm2/")) and "batch" not in name]
 
 # The published settings, model by model: critical layers, steps, learning rate, lambda.
 MODELS = {

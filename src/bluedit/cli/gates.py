@@ -55,7 +55,9 @@ class Gates:
         from bluedit.statistics import read_corpus
 
         progress("looking at the facts", 0, None)
-        setup.plan(model, self.facts)
+        size = batch_size or max(1, len(self.facts))
+        for start in range(0, len(self.facts), size):
+            setup.plan(model, self.facts[start : start + size])
         self.cautions = cautions(model, self.facts, batch_size)
         for one in self.cautions:
             console.say(f"note: {one.text}")
