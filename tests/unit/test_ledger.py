@@ -231,6 +231,30 @@ def test_a_command_that_was_killed_at_its_very_end_edits_nothing_twice(
     assert len(ledger.versions) == versions + (3 if size == 2 else 1) + 1
 
 
+def test_another_edit_is_not_taken_for_the_end_of_a_sequence(
+    ledger: Ledger, model: EditableModel, statistics: Statistics, world_facts: tuple[Fact, ...]
+) -> None:
+    """PRUNE makes one version at the end; what else was applied meanwhile is not that version."""
+    setup = _setup(model, statistics, METHODS["prune"])
+
+    def killed(task: str, advance: int, total: int | None) -> None:
+        if task == "facts" and advance == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edit_into_ledger(ledger, model, setup, world_facts[:4], 2, progress=killed)
+    other = Session.following(model, _setup(model, statistics)).apply(world_facts[4:5])
+    other.revert(model)
+    ledger.apply(other, model)
+    ledger.restore(model, 0)
+    with pytest.raises(LedgerError, match="was interrupted, and the ledger was changed since"):
+        edit_into_ledger(ledger, model, setup, world_facts[:4], 2)
+    assert ledger.session() is not None
+    ledger.undo()
+    edit_into_ledger(ledger, model, setup, world_facts[:4], 2)
+    assert [fact.text for edit in ledger.edits() for fact in edit.facts] == [fact.text for fact in world_facts[:4]]
+
+
 def test_a_moved_head_is_told_before_a_sequence_resumes(
     ledger: Ledger, model: EditableModel, statistics: Statistics, world_facts: tuple[Fact, ...]
 ) -> None:

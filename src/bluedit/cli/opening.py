@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluedit.errors import LedgerError
@@ -15,23 +14,17 @@ __all__ = ["ledger_model", "open_model"]
 
 
 def open_model(name: str, **options: Any) -> EditableModel:
-    """The model of a name, with the edits of its checkpoint or ledger known to it; see :func:`~bluedit.models.load_model`."""
+    """The model of a name, or of a ledger with the edits of its head; see :func:`~bluedit.models.load_model`."""
     from bluedit.edits import Ledger
-    from bluedit.edits.checkpoint import read_applied
     from bluedit.edits.ledger import is_ledger
     from bluedit.models import load_model
-    from bluedit.models.loading import locate
 
     if is_ledger(name):
         ledger = Ledger.open(name)
         model = ledger_model(ledger, **options)
         ledger.restore(model)
         return model
-    model = load_model(name, **options)
-    source = locate(name)
-    if isinstance(source, Path) and source.is_dir():
-        read_applied(model, source)
-    return model
+    return load_model(name, **options)
 
 
 def ledger_model(ledger: Ledger, **options: Any) -> EditableModel:

@@ -179,6 +179,7 @@ def verify(
     console.load()
     from bluedit.cli.opening import open_model
     from bluedit.edits import applied_patches, load_edit
+    from bluedit.edits.checkpoint import read_applied
     from bluedit.evaluation import verify_facts
 
     loaded = load_edit(patch)
@@ -187,6 +188,8 @@ def verify(
             model, device=device, dtype=dtype, module_map=module_map, trust_remote_code=trust_remote_code, chat=chat,
             progress=bars,
         )  # fmt: skip
+        if (Path(model).expanduser() / "config.json").is_file():
+            read_applied(editable, model)
         there = any(one.digest == loaded.digest for one in applied_patches(editable))
         with nullcontext() if there else loaded.applied(editable, check=check):
             verdicts = verify_facts(editable, loaded.facts, progress=lambda done, total: bars("asking", done, total))

@@ -66,12 +66,11 @@ def edit_into_ledger(
         return whole
     base, folder = ledger.session() or (ledger.head.number, ledger.folder / f"session-{ledger.head.number}")
     at_end = setup.method.ends_sequence
-    if not at_end:
-        _check_head(ledger, base)
-    elif ledger.head.parent == base and ledger.head.operation == "apply":
+    if at_end and (there := _already(ledger, setup, facts)) is not None:
         # Killed between the version and the end.
         discard(folder, SESSION)
-        return ledger.edits()[-1]
+        return there
+    _check_head(ledger, base)
 
     def record(session: Session) -> None:
         for number, edit in enumerate(session.patches):
@@ -91,11 +90,17 @@ def edit_into_ledger(
 def _already(ledger: Ledger, setup: Setup, facts: Sequence[Fact]) -> Edit | None:
     """The head's last edits as one, if they are of these facts and were made with these options."""
     found: list[Edit] = []
+    statistics = setup.statistics
+    corpus = statistics.corpus.identity if statistics.corpus else None
+    settings = setup.settings.recorded(setup.method.uses)
+    wanted = (
+        setup.method.name, setup.method.strategy.name, setup.layers, settings, setup.templates, setup.seed, corpus,
+        statistics.samples,
+    )  # fmt: skip
     for edit in reversed(ledger.edits()):
-        manifest = edit.manifest
-        made = (manifest.method, manifest.strategy, manifest.layers, manifest.settings)
-        wanted = (setup.method.name, setup.method.strategy.name, setup.layers, setup.settings.recorded(setup.method.uses))
-        if made != wanted or sum(len(one.facts) for one in found) >= len(facts):
+        one = edit.manifest
+        made = (one.method, one.strategy, one.layers, one.settings, one.templates, one.seed, one.corpus_identity, one.samples)
+        if made != wanted or sum(len(other.facts) for other in found) >= len(facts):
             break
         found.insert(0, edit)
     return merge(found) if found and tuple(fact for edit in found for fact in edit.facts) == tuple(facts) else None
