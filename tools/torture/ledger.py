@@ -91,7 +91,7 @@ def main() -> None:
     """Kill and resume, and print what came of it; exit code 1 where something was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--method", default="alphaedit", choices=["memit", "alphaedit", "rect", "prune"])
+    parser.add_argument("--method", default="alphaedit", choices=["memit", "alphaedit", "rect"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     choices = random.Random(options.seed)
